@@ -1,0 +1,1 @@
+"""Krypton: a query engine for occlusion explanations of CNNs."""

@@ -1,0 +1,1 @@
+"""The data that planner and executor exchange: geometry, graphs, weights, plans. Frozen, printable, serialisable."""

@@ -1,0 +1,127 @@
+"""From an `nn.Module` to a verified logical graph: `torch.export`, recognition, and a trial run against the model.
+
+Height and width are static: one graph per input size. Whatever cannot be captured is a CaptureError whose text says why;
+the session then runs such a model naively.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from krypton.errors import CaptureError
+from krypton.ir.graph import Graph
+from krypton.ir.weights import WeightStore
+from krypton.planner.recognise import recognise
+from krypton.planner.whole import run_whole
+
+TOLERANCE = 1e-3  # of the largest output: a wrong graph is wrong by far more, fp32 in another order by far less
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedModel:
+    """A logical graph with its weights; `input_shape` is (C, H, W), `outputs` the number of logits."""
+
+    graph: Graph
+    weights: WeightStore
+    input_shape: tuple[int, int, int]
+
+    @property
+    def outputs(self) -> int:
+        return self.graph.index()[self.graph.output].shape[0]
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[nn.Module]:
+    """The module in eval mode, without gradients; the training flags of all its parts are put back afterwards."""
+    flags = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in flags:
+            part.training = False
+        with torch.no_grad():
+            yield module
+    finally:
+        for part, training in flags:
+            part.training = training
+
+
+def capture(module: nn.Module, input_shape: tuple[int, int, int], *, seed: int = 0) -> CapturedModel:
+    """The logical graph of a model for inputs (C, H, W); raises CaptureError.
+
+    The model is run on seeded noise: once to export, and once to compare the graph with it.
+    """
+    check_weights(module)
+    generator = torch.Generator().manual_seed(seed)
+    with evaluating(module):
+        program = _export(module, torch.randn(2, *input_shape, generator=generator))
+        captured = from_program(program, input_shape)
+        verify(captured, module, generator)
+    return captured
+
+
+def from_program(program: ExportedProgram, input_shape: tuple[int, int, int]) -> CapturedModel:
+    """The logical graph of an exported program (a `.pt2` file), not yet compared with anything."""
+    with _quiet():
+        program = program.run_decompositions({})
+    store = WeightStore()
+    graph = recognise(program, input_shape, store)
+    return CapturedModel(graph, store.restrict(graph.references()), input_shape)
+
+
+def check_weights(module: nn.Module) -> None:
+    """CaptureError for a model without a usable state: weights that are NaN or infinite."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CaptureError(f"weights of the model contain NaN or infinite values: {name}; load a sound checkpoint")
+
+
+def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
+    try:
+        with _quiet():
+            return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    except Exception as error:  # torch.export raises whatever the model's own code raises
+        raise CaptureError(f"torch.export cannot capture {type(module).__name__}: {_first_line(error)}") from error
+
+
+def verify(captured: CapturedModel, module: nn.Module, generator: torch.Generator) -> None:
+    """Compare the graph with the model on an input it was not made from, and a batch of two with two singles."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    example = torch.randn(2, *captured.input_shape, generator=generator)
+    with evaluating(module):
+        singles = torch.cat([_logits(module(one[None].to(device))) for one in example])
+        together = _logits(module(example.to(device)))
+    mine = run_whole(captured.graph, captured.weights, example.to(device))
+    scale = float(singles.abs().max()) or 1.0
+    if not torch.isfinite(singles).all():
+        raise CaptureError("the model gives NaN or infinite outputs on an ordinary input; its weights are not sound")
+    if float((together - singles).abs().max()) > TOLERANCE * scale:
+        raise CaptureError(
+            "the model mixes the examples of a batch (a batch norm without running statistics, perhaps): its output for an "
+            "image depends on the other images; it runs naively, one occlusion at a time"
+        )
+    if mine.shape != singles.shape or float((mine - singles).abs().max()) > TOLERANCE * scale:
+        raise CaptureError("the captured graph does not compute what the model computes (does it draw random numbers?)")
+
+
+def _logits(output: object) -> Tensor:
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        kind = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise CaptureError(f"a model must give one tensor (batch, outputs) for a batch of images, not {kind}: wrap it")
+    return output.float()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

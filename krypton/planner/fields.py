@@ -1,0 +1,82 @@
+"""The geometry of a plan: for every node and every occluded box, the field of its delta and the window it is stored on.
+
+Rows and columns are independent, so each axis is worked out for an interval of the image and remembered.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from krypton.ir.delta import Box
+from krypton.ir.geometry import EMPTY, Interval, hull, split_read
+from krypton.ir.graph import Graph, Node
+from krypton.operators.base import Axis, operator_of
+from krypton.planner.placement import Place, placements
+
+
+class Span(NamedTuple):
+    """Along one axis: where the delta may be non-zero, and what is held in memory (zeros outside the field)."""
+
+    field: Interval
+    stored: Interval
+
+
+class Fields:
+    """Fields and stored windows of all delta nodes of a graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.places: dict[int, Place] = placements(graph)
+        self._tracked = [node for node in graph if node.mode in ("delta", "project") or node.op == "image"]
+        ids = {node.id for node in self._tracked}
+        self._inputs = {node.id: [s if s in ids else None for s in node.inputs] for node in self._tracked}
+        self._readers = {
+            node.id: _main_reader([c for c in consumers if c.mode == "delta" and c.inputs[0] == node.id])
+            for node, consumers in ((n, graph.consumers()[n.id]) for n in self._tracked)
+        }
+        self._memory: tuple[dict[Interval, dict[int, Span]], ...] = ({}, {})
+
+    def axis(self, axis: Axis, occluded: Interval) -> dict[int, Span]:
+        """Spans by node id, when the occluded pixels lie within this interval of the axis."""
+        known = self._memory[axis].get(occluded)
+        if known is None:
+            known = self._memory[axis][occluded] = self._work_out(axis, occluded)
+        return known
+
+    def box(self, node: Node, rows: Interval, columns: Interval) -> Box:
+        """The field of one node."""
+        return Box(self.axis(0, rows)[node.id].field, self.axis(1, columns)[node.id].field)
+
+    def changed(self, axis: Axis, occluded: Interval) -> dict[int, Interval]:
+        """Just the fields."""
+        fields: dict[int, Interval] = {self.graph.image.id: occluded}
+        for node in self._tracked:
+            if node.op != "image":
+                changed = [EMPTY if s is None else fields[s] for s in self._inputs[node.id]]
+                operator = operator_of(node)
+                arity = len(changed) if operator.arity is None else operator.arity
+                own = operator.field(node, axis, changed[:arity]) if arity else EMPTY
+                fields[node.id] = hull(own, *changed[arity:])
+        return fields
+
+    def _work_out(self, axis: Axis, occluded: Interval) -> dict[int, Span]:
+        fields = self.changed(axis, occluded)
+        stored: dict[int, Interval] = {}
+        for node in reversed(self._tracked):
+            field, reader = fields[node.id], self._readers[node.id]
+            if node.id in self.places:
+                stored[node.id] = EMPTY  # as the root's, below
+            elif reader is None or field.empty or fields[reader.id].empty:
+                stored[node.id] = field
+            else:
+                wanted = operator_of(reader).read(reader, axis, fields[reader.id])
+                stored[node.id] = field if wanted is None else hull(field, split_read(field, wanted)[1])
+        for node_id, place in self.places.items():
+            stored[node_id] = stored[place.root]
+        return {node.id: Span(fields[node.id], stored[node.id]) for node in self._tracked}
+
+
+def _main_reader(consumers: list[Node]) -> Node | None:
+    """Of the consumers that want a window contiguous, the one whose arithmetic is heaviest; the others copy."""
+    wanting = [c for c in consumers if operator_of(c).read(c, 0, Interval(0, 1)) is not None]
+    return max(wanting, key=lambda c: operator_of(c).multiply_adds(c, *c.shape[1:]), default=None)

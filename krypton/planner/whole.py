@@ -1,0 +1,71 @@
+"""Running a graph on whole values: for base views, for what follows projections, and to check captured graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from krypton.ir.graph import Graph, Node
+from krypton.ir.weights import Reference, WeightStore
+from krypton.operators.base import ViewKey, operator_of
+from krypton.operators.combine import apply_epilogue
+
+
+@dataclass
+class WholeBatch:
+    """What operators see of a batch on whole values."""
+
+    batch: int
+    device: torch.device
+    weight: Callable[[Reference], Tensor]
+
+
+def run_node(node: Node, inputs: list[Tensor], batch: WholeBatch) -> tuple[Tensor, Tensor]:
+    """What the node's epilogue function is applied to, and the result (the same, without a function)."""
+    operator = operator_of(node)
+    own = operator.full(node, inputs[: operator.arity], batch) if node.op != "combine" else None
+    if node.epilogue is None:
+        assert own is not None
+        return own, own
+    return apply_epilogue(node.epilogue, own, inputs, batch.weight)
+
+
+def run_nodes(
+    nodes: Collection[Node],
+    values: dict[int, Tensor],
+    batch: WholeBatch,
+    wanted: Collection[int],
+    keep: Callable[[ViewKey, Tensor], None] | None = None,
+    check: Callable[[], None] | None = None,
+) -> dict[int, Tensor]:
+    """Run nodes in order from the given values; everything is freed at its last use except what is wanted."""
+    last = last_uses(nodes)
+    for place, node in enumerate(nodes):
+        if check:
+            check()
+        before, result = run_node(node, [values[source] for source in node.inputs], batch)
+        values[node.id] = result
+        if keep:
+            keep((node.id, "pre"), before)
+            keep((node.id, "out"), result)
+        del before, result
+        for source in set(node.inputs):
+            if last[source] == place and source not in wanted:
+                values.pop(source, None)
+    return values
+
+
+def last_uses(nodes: Collection[Node]) -> Mapping[int, int]:
+    """For every value, the place of the last node that reads it."""
+    return {source: place for place, node in enumerate(nodes) for source in node.inputs}
+
+
+@torch.no_grad()
+def run_whole(graph: Graph, weights: WeightStore, images: Tensor) -> Tensor:
+    """Logits (B, K) of a graph on images (B, C, H, W), nothing incremental about it."""
+    batch = WholeBatch(images.shape[0], images.device, lambda reference: weights.get(reference).to(images.device))
+    values = run_nodes(graph.nodes[1:], {graph.image.id: images}, batch, {graph.output})
+    return values[graph.output].float()

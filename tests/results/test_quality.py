@@ -1,0 +1,117 @@
+"""Quality: each number against its definition, on maps whose difference is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import rankdata
+from skimage.metrics import structural_similarity
+
+from krypton.errors import BindError
+from krypton.results import Heatmap, compare
+
+Make = Callable[..., Heatmap]
+
+
+def logits_map(make: Make, scores: torch.Tensor) -> Heatmap:
+    """A map whose score is its single logit, with a base of 0."""
+    fields = {"classes": 1, "score_kind": "logit", "base_logits": torch.zeros(1), "stride": (1, 1)}
+    size = (scores.shape[0] + 1, scores.shape[1] + 1)
+    return make(size=size, patch=(2, 2), logits=scores[..., None], **fields)
+
+
+def test_equal_maps_agree_in_everything(make_heatmap: Make) -> None:
+    quality = compare(make_heatmap(), make_heatmap())
+    assert quality.ssim == pytest.approx(1)
+    assert quality.relative_rmse == 0
+    assert quality.spearman == pytest.approx(1)
+    assert quality.top10_overlap == 1
+    drop = make_heatmap().drop()
+    assert quality.exact_range == pytest.approx(drop.max() - drop.min())
+
+
+def test_a_shift_is_seen_by_rmse_and_ssim_but_not_by_ranks(make_heatmap: Make) -> None:
+    exact = torch.linspace(0, 1, 80).view(8, 10)
+    quality = compare(logits_map(make_heatmap, exact + 0.25), logits_map(make_heatmap, exact))
+    assert quality.relative_rmse == pytest.approx(0.25, rel=1e-5)
+    assert quality.spearman == pytest.approx(1)
+    assert quality.top10_overlap == 1
+    assert quality.ssim is not None
+    assert quality.ssim < 0.99
+
+
+def test_spearman_is_the_correlation_of_ranks(make_heatmap: Make) -> None:
+    exact, approximate = make_heatmap(seed=0), make_heatmap(seed=1)
+    approximate = replace(approximate, base_logits=exact.base_logits)
+    expected = np.corrcoef(rankdata(approximate.drop()), rankdata(exact.drop()))[0, 1]
+    assert compare(approximate, exact).spearman == pytest.approx(expected)
+
+
+def test_top_overlap_counts_the_shared_greatest_drops(make_heatmap: Make) -> None:
+    exact = -torch.arange(100.0).view(10, 10)  # the greatest drops are the last ten
+    approximate = exact.clone()
+    approximate[9, :4] = 0.5
+    quality = compare(logits_map(make_heatmap, approximate), logits_map(make_heatmap, exact))
+    assert quality.top10_overlap == 0.6
+
+
+@pytest.mark.parametrize(("side", "window"), [(10, 7), (7, 7), (6, 3), (3, 3)])
+def test_ssim_is_pinned_to_the_colours_of_the_papers(side: int, window: int, make_heatmap: Make) -> None:
+    import matplotlib
+
+    exact = torch.rand(side, side + 1, generator=torch.Generator().manual_seed(0)) - 0.3
+    approximate = exact + 0.1 * torch.rand(exact.shape, generator=torch.Generator().manual_seed(1))
+    reach = exact.abs().max()
+
+    def colours(scores: torch.Tensor) -> np.ndarray:
+        unit = ((scores.double() + reach) / (2 * reach)).clamp(0, 1)
+        return matplotlib.colormaps["jet_r"](unit.numpy(), bytes=True)[..., :3]
+
+    expected = structural_similarity(colours(approximate), colours(exact), data_range=255, channel_axis=2, win_size=window)
+    found = compare(logits_map(make_heatmap, approximate), logits_map(make_heatmap, exact)).ssim
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
+def test_ssim_is_left_out_where_there_is_nothing_to_see(make_heatmap: Make, overlapping_masks: torch.Tensor) -> None:
+    flat = logits_map(make_heatmap, torch.linspace(0, 0.019, 64).view(8, 8))
+    assert compare(flat, flat).ssim is None
+    narrow = logits_map(make_heatmap, torch.linspace(0, 1, 16).view(2, 8))
+    assert compare(narrow, narrow).ssim is None
+    masks = make_heatmap(masks=overlapping_masks)
+    assert compare(masks, masks).ssim is None
+    assert compare(masks, masks).spearman == pytest.approx(1)
+
+
+def test_constant_maps_have_no_ranks(make_heatmap: Make) -> None:
+    constant = logits_map(make_heatmap, torch.zeros(8, 8))
+    quality = compare(constant, constant)
+    assert (quality.spearman, quality.relative_rmse, quality.exact_range) == (None, 0, 0)
+    assert compare(logits_map(make_heatmap, torch.ones(8, 8)), constant).relative_rmse == float("inf")
+
+
+def test_the_class_and_score_of_the_exact_map_are_compared(make_heatmap: Make) -> None:
+    exact = make_heatmap(target=1, score_kind="margin")
+    assert compare(make_heatmap(target=0), exact).relative_rmse == 0
+
+
+def test_a_partial_map_is_judged_by_what_it_knows(make_heatmap: Make) -> None:
+    known = torch.ones(7, 7, dtype=torch.bool)
+    known[:3] = False
+    quality = compare(make_heatmap(known=known), make_heatmap())
+    assert quality.relative_rmse == 0
+    assert quality.ssim is not None
+    assert quality.ssim < 0.9
+
+
+def test_maps_that_cannot_be_compared_are_refused(make_heatmap: Make) -> None:
+    nothing = make_heatmap(known=torch.zeros(7, 7, dtype=torch.bool))
+    with pytest.raises(BindError, match="different positions"):
+        compare(make_heatmap(stride=(4, 4)), make_heatmap())
+    with pytest.raises(BindError, match="not complete"):
+        compare(make_heatmap(), nothing)
+    with pytest.raises(BindError, match="nothing"):
+        compare(nothing, make_heatmap())
