@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = load(arguments.weights)
+    model = load(arguments.weights).to(memory_format=torch.channels_last)
     every: list[Finding] = []
     print("lesion     scans  correct  on the box  centre in the box  by chance  median drop")
     for label in range(1, len(LABELS)):

@@ -62,6 +62,7 @@ class _Eye:
     bruch: Floats
     pit: float
     choroid: float
+    dots: Floats  # (3, n): row, column and brightness of bright dots too small to be a lesion
     shadows: Floats  # (2, size): row from which each column is dimmed, and by how much of the display's range
     gain: float
     floor: float
@@ -115,6 +116,7 @@ def _draw_eye(rng: np.random.Generator, size: int) -> _Eye:
         pit=pit,
         choroid=size * rng.uniform(0.12, 0.24),
         shadows=_vessel_shadows(rng, tops, size),
+        dots=_dots(rng, tops, size),
         gain=rng.uniform(0.84, 1.06),
         floor=rng.uniform(0.02, 0.10),
     )
@@ -128,6 +130,14 @@ def _vessel_shadows(rng: np.random.Generator, tops: Floats, size: int) -> Floats
         centre, radius, depth = rng.uniform(0, size), size * rng.uniform(0.006, 0.022), rng.uniform(0.05, 0.24)
         dim = np.maximum(dim, depth * np.exp(-(((x - centre) / radius) ** 4)))
     return np.stack((tops[1] + 0.05 * size, dim))
+
+
+def _dots(rng: np.random.Generator, tops: Floats, size: int) -> Floats:
+    """Up to five hyper-reflective dots (3, n) in the inner retina, about a pixel wide: row, column, brightness."""
+    columns = rng.integers(0, size, rng.integers(0, 6))
+    share = rng.uniform(0.1, 0.9, len(columns))
+    rows = tops[1, columns] * (1 - share) + tops[_ONL + 1, columns] * share
+    return np.stack((rows, columns, rng.uniform(0.2, 0.45, len(columns))))
 
 
 # --- lesions ----------------------------------------------------------------------------------------------------------
@@ -162,7 +172,7 @@ def _drusen(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
     centre, lift = size * rng.uniform(0.16, 0.84), np.zeros(size)
     for _ in range(1 + (rng.random() < 0.35)):
         half = size * rng.uniform(0.05, 0.085)
-        lift = np.maximum(lift, size * rng.uniform(0.026, 0.07) * _bump(x, centre, half, rng.uniform(2, 3)))
+        lift = np.maximum(lift, size * rng.uniform(0.018, 0.07) * _bump(x, centre, half, rng.uniform(2, 3)))
         centre += rng.choice((-1, 1)) * size * rng.uniform(0.08, 0.12)
     lift = gaussian_filter(lift, 0.008 * size)
     mask = (rows >= eye.tops[_RPE] - lift) & (rows <= eye.bruch) & (lift > 0.006 * size)
@@ -177,7 +187,7 @@ def _fluid(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
 
 def _pocket(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
     x, rows = np.arange(size, dtype=float), np.arange(size, dtype=float)[:, None]
-    height = size * rng.uniform(0.035, 0.085) * _bump(x, size * rng.uniform(0.16, 0.84), size * rng.uniform(0.065, 0.12))
+    height = size * rng.uniform(0.02, 0.08) * _bump(x, size * rng.uniform(0.16, 0.84), size * rng.uniform(0.065, 0.12))
     lifts = _LIFTED[:, None] * height
     lifts[_RPE] = 0
     top = eye.tops[_RPE]
@@ -191,7 +201,7 @@ def _cysts(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
     lifts, matter = np.zeros_like(eye.tops), np.zeros((size, size))
     for _ in range(1 + (rng.random() < 0.35)):
         column = int(np.clip(centre, 0, size - 1))
-        half_width, half_height = size * rng.uniform(0.04, 0.075), size * rng.uniform(0.026, 0.05)
+        half_width, half_height = size * rng.uniform(0.04, 0.075), size * rng.uniform(0.022, 0.05)
         layer = rng.choice((_INL, _ONL))
         middle = eye.tops[layer, column] + size * rng.uniform(0.0, 0.02)
         slope = np.gradient(eye.bruch)[column]
@@ -199,7 +209,9 @@ def _cysts(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
         matter = np.maximum(matter, np.clip((1.15 - distance) / 0.3, 0, 1))
         lifts[: layer + 1] += 0.6 * half_height * _bump(x, centre, 2.2 * half_width)
         centre += rng.choice((-1, 1)) * half_width * rng.uniform(1.3, 1.8)
-    return replace(_no_lesion(rng, eye, size), lifts=lifts, matter=matter, brightness=_FLUID, mask=matter > 0.3)
+    return replace(
+        _no_lesion(rng, eye, size), lifts=lifts, matter=matter, brightness=rng.uniform(_FLUID, 0.22), mask=matter > 0.3
+    )
 
 
 def _exudate(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
@@ -217,7 +229,7 @@ def _exudate(rng: np.random.Generator, eye: _Eye, size: int) -> _Lesion:
     return replace(
         _no_lesion(rng, eye, size),
         matter=matter,
-        brightness=rng.uniform(0.72, 0.95),
+        brightness=rng.uniform(0.64, 0.95),
         shadow=rng.uniform(0.08, 0.26) * gaussian_filter(matter.max(axis=0), 0.008 * size),
         mask=matter > 0.3,
     )
@@ -258,6 +270,9 @@ def _render(rng: np.random.Generator, eye: _Eye, lesion: _Lesion, size: int) -> 
     lumens = 0.26 * np.clip(texture[1] - 0.2, 0, 1) * np.clip(4 * depth - 0.3, 0, 1) * np.clip(6 - 5 * depth, 0, 1)
     sclera = 0.05 * np.exp(-(((depth - 1.15) / 0.12) ** 2))
     choroid = (_CHOROID + sclera - lumens - 0.1 * np.clip(depth, 0, 1)) * np.exp(-0.6 * np.clip(depth - 1.2, 0, None))
+    for row, column, brightness in eye.dots.T:
+        distance = (rows - row) ** 2 + (np.arange(size) - column) ** 2
+        image += brightness * np.exp(-distance / (2 * (0.006 * size) ** 2))
     share = np.clip((rows - eye.bruch) / edge + 0.5, 0, 1)
     image = image * (1 - share) + choroid * share
 

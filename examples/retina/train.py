@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-TRAIN_SEEDS = range(100_000, 101_300)
+TRAIN_SEEDS = range(100_000, 101_200)
 HELD_OUT_SEEDS = range(900_000, 900_300)
 """Each seed gives one scan of every label."""
 

@@ -72,6 +72,8 @@ class Combine(Operator):
         "aten.div.Scalar",
         "aten.neg.default",
         "aten.rsub.Scalar",
+        "aten.dropout.default",
+        "aten.feature_dropout.default",
         *_FUNCTION_TARGETS,
     )
     arity = 0
@@ -95,6 +97,10 @@ class Combine(Operator):
     def lift(self, call: Call, build: Builder) -> int | None:
         if call.target.startswith(("aten._native_batch_norm", "aten.batch_norm")):
             return _lift_batch_norm(call, build)
+        if "dropout" in call.target:
+            source = call["input"]
+            lifted = isinstance(source, Input) and not call["train"]
+            return build.add("combine", (source,), call.shape, epilogue=Epilogue((Term(0),))) if lifted else None
         if call.target in _FUNCTION_TARGETS:
             return _lift_function(call, build)
         return _lift_arithmetic(call, build)
@@ -145,7 +151,11 @@ def _lift_arithmetic(call: Call, build: Builder) -> int | None:
     right, alpha = call.arguments.get("other"), float(call.get("alpha", 1))
     if operation == "rsub":
         constant = _channels(right, call)
-        return None if constant is None or not isinstance(left, Input) else _affine(call, build, left, -alpha * _ones(call), constant)
+        return (
+            None
+            if constant is None or not isinstance(left, Input)
+            else _affine(call, build, left, -alpha * _ones(call), constant)
+        )
     if operation == "div" and call.get("rounding_mode") is not None:
         return None
     if isinstance(left, Input) and isinstance(right, Input):

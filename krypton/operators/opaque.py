@@ -38,15 +38,19 @@ PYTHON_OPERATORS = {
 }
 
 
+RELAXED = {"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"}
+"""Calls that insist on a memory layout, which values need not have here, and what does the same on any layout."""
+
+
 def resolve(target: str) -> Callable[..., Any]:
     """`aten.softmax.int` or `operator.mul` as a callable. Only operators of PyTorch: a plan file cannot name anything else."""
-    namespace, *path = target.split(".")
+    namespace, *path = RELAXED.get(target, target).split(".")
     if namespace == "operator" and len(path) == 1 and path[0] in PYTHON_OPERATORS:
         return PYTHON_OPERATORS[path[0]]  # type: ignore[no-any-return]
     try:
         found: Any = torch.ops
         for part in [namespace, *path]:
-            if part.startswith("_") and part.startswith("__"):
+            if part.startswith("__"):
                 raise AttributeError(part)
             found = getattr(found, part)
     except AttributeError:

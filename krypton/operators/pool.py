@@ -173,10 +173,7 @@ class AdaptiveAveragePool(Operator):
         (source,), field = inputs, tile.field(node)
         assert isinstance(source, Delta)
         x = source.on_field()
-        rows, columns = (
-            self._matrix(node, axis, field[axis], source.field[axis]).to(x.device)
-            for axis in (0, 1)
-        )
+        rows, columns = (self._matrix(node, axis, field[axis], source.field[axis]).to(x.device) for axis in (0, 1))
         data = channels_last(torch.einsum("oh,bchw,pw->bcop", rows, x, columns))
         return Delta(data, field.rows.start, field.columns.start, field)
 

@@ -12,12 +12,10 @@ IDENTITIES = frozenset(
         "aten.clone.default",
         "aten.contiguous.default",
         "aten.detach.default",
-        "aten.dropout.default",
-        "aten.feature_dropout.default",
         "aten.lift_fresh_copy.default",
     }
 )
-"""Calls that return their first argument's values, in the same layout, when a model is in eval mode."""
+"""Calls that return their first argument's values, in the same layout."""
 
 
 def shuffle_groups(fx_node: fx.Node) -> tuple[fx.Node, int] | None:

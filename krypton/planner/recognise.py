@@ -302,4 +302,3 @@ def _named(fx_node: fx.Node, value: Any) -> dict[str, Any]:
         return {str(place): argument for place, argument in enumerate(args)}
     names = [argument.name for argument in fx_node.target._schema.arguments]
     return {**dict(zip(names, args, strict=False)), **kwargs}
-

@@ -1,0 +1,50 @@
+"""The optimizer's rules in the order in which they run. Order matters; the reason for each place stands beside it."""
+
+from krypton.errors import PlanError, unknown
+from krypton.planner.rules.base import Context, Rule
+from krypton.planner.rules.choose_batch import choose_batch
+from krypton.planner.rules.choose_kernel import choose_kernel
+from krypton.planner.rules.drop_identity import drop_identity
+from krypton.planner.rules.fold_batch_norm import fold_batch_norm
+from krypton.planner.rules.fold_padding import fold_padding
+from krypton.planner.rules.full_when_cheaper import full_when_cheaper
+from krypton.planner.rules.fuse_activation import fuse_activation
+from krypton.planner.rules.incremental import incremental
+from krypton.planner.rules.materialise_views import materialise_views
+from krypton.planner.rules.position_tiles import position_tiles
+from krypton.planner.rules.project_when_opaque import project_when_opaque
+from krypton.planner.rules.share_views import share_views
+
+RULES: list[Rule] = [
+    # first, so that no pattern has to look through identities
+    Rule("drop_identity", drop_identity, "read through nodes that return their input"),
+    Rule("fold_padding", fold_padding, "zero padding becomes part of the convolution that reads it"),
+    # before fusion, which would hide the scale in an epilogue
+    Rule("fold_batch_norm", fold_batch_norm, "scales and shifts go into the weights of the convolution before them"),
+    # before modes are set: one fused node has one mode
+    Rule("fuse_activation", fuse_activation, "scales, sums and activations run in one pass with their convolution"),
+    Rule("incremental", incremental, "compute changes on boxes instead of whole maps"),
+    # needs the modes; makes plans with opaque operators legal
+    Rule("project_when_opaque", project_when_opaque, "end increments only where an operator has no delta rule"),
+    # needs complete increments to compare with
+    Rule("full_when_cheaper", full_when_cheaper, "end increments where whole maps cost less"),
+    # from here on the graph is final, and what surrounds it is chosen
+    Rule("materialise_views", materialise_views, "keep just the base values that delta rules read"),
+    Rule("share_views", share_views, "compute base values once for all occlusions"),
+    Rule("position_tiles", position_tiles, "compute neighbouring occlusions together"),
+    Rule("choose_batch", choose_batch, "gather occlusions for what runs on whole values"),
+    Rule("choose_kernel", choose_kernel, "run every node with the fastest kernel there is"),
+]
+
+
+def register_rule(rule: Rule, *, after: str) -> Rule:
+    """Add a rule of one's own behind a named one; one of the same name is replaced."""
+    RULES[:] = [r for r in RULES if r.name != rule.name]
+    names = [r.name for r in RULES]
+    if after not in names:
+        raise PlanError(unknown("rule", after, names))
+    RULES.insert(names.index(after) + 1, rule)
+    return rule
+
+
+__all__ = ["RULES", "Context", "Rule", "register_rule"]

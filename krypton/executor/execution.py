@@ -1,0 +1,183 @@
+"""One run of a plan: batches of logits as they come, the base logits, and what was measured on the way.
+
+Closing the iterator (or an interrupt) stops between operators; what was yielded is valid. On out-of-memory a tile is halved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from krypton.errors import ExecutionError
+from krypton.executor.naive import naive_batches, naive_logits
+from krypton.executor.occluder import Occluder
+from krypton.executor.program import Program, StopExecutionError
+from krypton.ir.occlusions import OcclusionTile
+from krypton.ir.plan import QueryPlan, TensorPlan
+from krypton.ir.verify import verify_plan
+from krypton.ir.weights import WeightStore
+from krypton.settings import Settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logits (n, K) float32 on the CPU, of the occlusions at these places (n,) of the flattened query."""
+
+    indices: Tensor
+    logits: Tensor
+
+
+class Execution:
+    """An iterator of batches. `base_logits` (K,) are those of the unmodified image.
+
+    `actual` has, when timed, the milliseconds of each node over the whole run so far; `seconds` the run's own time so far,
+    base views included.
+    """
+
+    def __init__(
+        self, base_logits: Tensor, batches: Generator[Batch, None, None], actual: dict[int, float], started: float
+    ) -> None:
+        self.base_logits = base_logits
+        self.actual = actual
+        self._batches = batches
+        self._spent = time.perf_counter() - started
+
+    @property
+    def seconds(self) -> float:
+        return self._spent
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self._spent += time.perf_counter() - started
+
+    def close(self) -> None:
+        """Stop; nothing more will come."""
+        self._batches.close()
+
+
+def execute(
+    plan: QueryPlan,
+    image: Tensor,
+    fill: Tensor,
+    *,
+    weights: WeightStore | None = None,
+    module: nn.Module | None = None,
+    settings: Settings | None = None,
+    timed: bool = False,
+    tiles: Sequence[OcclusionTile] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Execution:
+    """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
+
+    Exact plans need `weights`; naive ones the `module`, or the weights of a captured graph. `tiles` restricts the run to some
+    of the plan's tiles. `cancelled` is asked between operators; when it says so, the run ends early without an error.
+    Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
+    """
+    settings = settings or Settings()
+    verify_plan(plan)
+    if tuple(image.shape) != tuple(plan.input_shape) and plan.tensor is not None:
+        raise ExecutionError(f"the plan is for images {plan.input_shape}, this one is {tuple(image.shape)}")
+    started = time.perf_counter()
+    device = torch.device(plan.device)
+    with _threads(settings), torch.no_grad():
+        occluder = Occluder(plan.occlusions, image.to(device).float(), fill.to(device).float().expand(image.shape))
+        if plan.kind == "naive":
+            if module is None:
+                raise ExecutionError("a naive plan needs the model itself")
+            base = naive_logits(module, image[None].to(device))[0]
+            batches = (Batch(*pair) for pair in naive_batches(module, occluder, plan.batch, tiles))
+            return Execution(base.cpu(), _scoped(batches, settings), {}, started)
+        if weights is None:
+            raise ExecutionError("an exact plan needs the weights of its model")
+        assert plan.tensor is not None
+        actual: dict[int, float] = {}
+        program = Program(plan.tensor, weights, device, actual if timed else None, cancelled, settings["debug"])
+        base = program.prepare(occluder.image)
+        chosen = plan.tensor.tiling.tiles(plan.occlusions) if tiles is None else tiles
+        return Execution(base.cpu(), _scoped(_batches(program, plan.tensor, occluder, chosen), settings), actual, started)
+
+
+def _batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+    """Tiles through the trunk; whole values are gathered until a batch for the head is full."""
+    waiting: list[dict[int, Tensor]] = []
+    indices: list[int] = []
+
+    def flush(size: int) -> Batch:
+        values = {key: torch.cat([part[key] for part in waiting]) for key in waiting[0]}
+        taken, rest = indices[:size], len(indices) - size
+        waiting[:] = [{key: value[size:] for key, value in values.items()}] if rest else []
+        del indices[:size]
+        logits = program.head({key: value[:size] for key, value in values.items()}, size)
+        return Batch(torch.tensor(taken), logits.float().cpu())
+
+    try:
+        for tile in tiles:
+            for part, values in _with_halving(program, occluder, tile):
+                waiting.append(values)
+                indices.extend(part.indices)
+                while len(indices) >= tensor.head_batch:
+                    yield flush(tensor.head_batch)
+        if indices:
+            yield flush(len(indices))
+    except StopExecutionError:
+        return
+
+
+def _with_halving(
+    program: Program, occluder: Occluder, tile: OcclusionTile
+) -> Iterator[tuple[OcclusionTile, dict[int, Tensor]]]:
+    try:
+        values = program.trunk(occluder, tile)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        values = None
+    if values is not None:
+        yield tile, values
+        return
+    if len(tile.indices) == 1:
+        raise ExecutionError("not enough memory for a single occlusion; use a smaller input size, or free memory on the device")
+    middle = len(tile.indices) // 2
+    for half in (tile.indices[:middle], tile.indices[middle:]):
+        yield from _with_halving(program, occluder, OcclusionTile(half, tile.rows, tile.columns))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text or "out of memory" in text
+    )
+
+
+@contextlib.contextmanager
+def _threads(settings: Settings) -> Iterator[None]:
+    before, wanted = torch.get_num_threads(), settings["threads"]
+    if wanted is None:
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _scoped(batches: Iterator[Batch], settings: Settings) -> Generator[Batch, None, None]:
+    """Every step of the iterator runs without gradients and with the session's threads."""
+    while True:
+        with _threads(settings), torch.no_grad():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch

@@ -1,0 +1,32 @@
+"""The oracle: the model itself on every occluded image, in batches. Nothing clever, on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from krypton.errors import ExecutionError
+from krypton.executor.occluder import Occluder
+from krypton.ir.occlusions import OcclusionTile
+from krypton.planner.capture import evaluating
+
+
+def naive_logits(module: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, K) float32 of a model on images (B, C, H, W), in eval mode and without gradients."""
+    with evaluating(module):
+        output = module(images)
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        raise ExecutionError("a model must give one tensor (batch, outputs) for a batch of images: wrap it")
+    return output.float()
+
+
+def naive_batches(
+    module: nn.Module, occluder: Occluder, batch: int, tiles: Sequence[OcclusionTile] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(places, logits) of all occlusions, or of those in the tiles, in order."""
+    wanted = [i for tile in tiles for i in tile.indices] if tiles is not None else list(range(occluder.occlusions.count))
+    for start in range(0, len(wanted), batch):
+        indices = wanted[start : start + batch]
+        yield torch.tensor(indices), naive_logits(module, occluder.images(indices)).cpu()

@@ -1,0 +1,200 @@
+"""A tensor plan made ready for a device: kernels built, views materialised; then tile after tile through the trunk.
+
+The *trunk* is what runs on deltas, once per tile, up to where values become whole. The *head* is what runs on whole values,
+on batches gathered from several tiles.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from krypton.errors import PlanError
+from krypton.executor.occluder import Occluder
+from krypton.executor.tile import RunningTile
+from krypton.ir.delta import Delta
+from krypton.ir.graph import Node
+from krypton.ir.occlusions import OcclusionTile
+from krypton.ir.plan import TensorPlan
+from krypton.ir.weights import Reference, WeightStore
+from krypton.kernels import choose, find
+from krypton.kernels.registry import Runner
+from krypton.operators.base import Value, ViewKey, channels_last, operator_of
+from krypton.planner.fields import Fields
+from krypton.planner.whole import WholeBatch, last_uses, run_nodes
+
+
+class StopExecutionError(Exception):
+    """The run was cancelled; raised between operators."""
+
+
+class Program:
+    """See the module. `actual` collects milliseconds per node when given; `debug` checks every delta (slowly)."""
+
+    def __init__(
+        self,
+        plan: TensorPlan,
+        weights: WeightStore,
+        device: torch.device,
+        actual: dict[int, float] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        debug: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.graph = plan.graph
+        self.device = device
+        self.fields = Fields(plan.graph)
+        self.nodes = plan.graph.index()
+        self.views: dict[ViewKey, Tensor] = {}
+        self._weights = weights
+        self._on_device: dict[Reference, Tensor] = {}
+        self._actual = actual
+        self._cancelled = cancelled
+        self._debug = debug
+        self._image: Tensor | None = None
+        self._trunk = [n for n in self.graph if n.mode in ("delta", "project") and n.op != "image"]
+        self._head = _ancestors_of_output(plan)
+        self._crossing = _crossing(plan)
+        self._last = last_uses(self._trunk)
+        self.kernels, self.combines = self._build_kernels()
+
+    def weight(self, reference: Reference) -> Tensor:
+        """A weight on the device; kept, since every batch asks again."""
+        known = self._on_device.get(reference)
+        if known is None:
+            known = self._on_device[reference] = self._weights.get(reference).to(self.device)
+        return known
+
+    def _build_kernels(self) -> tuple[dict[int, Runner], dict[int, Runner]]:
+        kernels: dict[int, Runner] = {}
+        combines: dict[int, Runner] = {}
+        for node in self._trunk:
+            names = node.kernel.split("+") if node.kernel else ["reference"]
+            served = choose(node.op, node, self.device, reference=True)  # does this operator use kernels at all?
+            if node.op != "combine" and served:
+                kernels[node.id] = find(node.op, names[0]).build(node, self._weights.get)
+            if node.epilogue or node.id in self.fields.places or node.op == "conv":
+                # a node without epilogue may still have to be copied to its place
+                name = names[-1] if node.epilogue else choose("combine", node, self.device)
+                combines[node.id] = find("combine", name).build(node, self._weights.get)
+        return kernels, combines
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """Compute the base views of an image (C, H, W) on the device; returns the base logits (K,)."""
+        self._image = channels_last(image[None])
+        logits = self._materialise()
+        if self.plan.view_scope == "batch":
+            self.views.clear()
+        return logits
+
+    def _materialise(self) -> Tensor:
+        wanted = None if self.plan.views is None else {(node, kind) for node, kind in self.plan.views}
+        assert self._image is not None
+        views: dict[Any, Tensor] = {}
+        image = self.graph.image.id
+
+        def keep(key: ViewKey, value: Tensor) -> None:
+            if (wanted is None or key in wanted) and isinstance(value, Tensor):
+                views[key] = channels_last(value) if value.dim() == 4 else value
+
+        keep((image, "out"), self._image)
+        plain = [node for node in self.graph.nodes if node.op != "image"]
+        values = run_nodes(plain, {image: self._image}, self._whole(1), {self.graph.output}, keep, self._check)
+        self.views = views
+        return values[self.graph.output].float()[0]
+
+    def trunk(self, occluder: Occluder, tile: OcclusionTile) -> dict[int, Tensor]:
+        """Whole values (B, *shape) by node id, where the increments of one tile end."""
+        if self.graph.image.mode == "full":
+            return {self.graph.image.id: occluder.images(tile.indices)}
+        if self.plan.view_scope == "batch":
+            self._materialise()
+        running = RunningTile(self, len(tile.indices), tile)
+        image = self.graph.image
+        change = running.stored(image, occluder.delta(tile))
+        values: dict[int, Value] = {image.id: change}
+        results: dict[int, Tensor] = {}
+        for place, node in enumerate(self._trunk):
+            self._check()
+            started = time.perf_counter()
+            value = self._step(node, [values.get(source) for source in node.inputs], running)
+            if self._actual is not None:
+                self._actual[node.id] = self._actual.get(node.id, 0.0) + (time.perf_counter() - started) * 1e3
+            values[node.id] = value
+            if node.id in self._crossing:
+                assert isinstance(value, Tensor)
+                results[node.id] = value
+            for source in set(node.inputs):
+                if self._last.get(source) == place:
+                    values.pop(source, None)
+                    running.free(source)
+        if self._debug:
+            self._compare(occluder, tile, running)
+        return results
+
+    def _step(self, node: Node, inputs: list[Value], running: RunningTile) -> Value:
+        if node.mode == "project" and all(value is None for value in inputs):
+            base = self._base_of(node)
+            return base.expand(running.batch, *base.shape[1:])
+        if running.field(node).empty:
+            return None
+        value = operator_of(node).delta(node, inputs, running)
+        if self._debug and isinstance(value, Delta):
+            running.record(node, value)
+        return value
+
+    def _base_of(self, node: Node) -> Tensor:
+        source = node.inputs[0] if node.op == "project" else node.id
+        return self.view(source, "out")
+
+    def view(self, node: int, kind: Any) -> Tensor:
+        """A base view (1, *shape); PlanError when the plan forgot to keep it."""
+        try:
+            return self.views[node, kind]
+        except KeyError:
+            raise PlanError(f"the plan reads the view {kind!r} of %{node} but does not keep it") from None
+
+    def head(self, values: dict[int, Tensor], batch: int) -> Tensor:
+        """Logits (B, K) from whole values."""
+        started = time.perf_counter()
+        if self.graph.output not in values:
+            values = run_nodes(self._head, dict(values), self._whole(batch), {self.graph.output}, check=self._check)
+        if self._actual is not None:
+            share = (time.perf_counter() - started) * 1e3 / max(len(self._head), 1)
+            for node in self._head:
+                self._actual[node.id] = self._actual.get(node.id, 0.0) + share
+        return values[self.graph.output]
+
+    def _whole(self, batch: int) -> WholeBatch:
+        return WholeBatch(batch, self.device, self.weight)
+
+    def _check(self) -> None:
+        if self._cancelled is not None and self._cancelled():
+            raise StopExecutionError
+
+    def _compare(self, occluder: Occluder, tile: OcclusionTile, running: RunningTile) -> None:
+        """Debug: every recorded delta against the difference of whole values (invariants I1 and I2)."""
+        whole: dict[ViewKey, Tensor] = {}
+        base: dict[ViewKey, Tensor] = {}
+        assert self._image is not None
+        plain = [node for node in self.graph.nodes if node.op != "image"]
+        for images, kept in ((occluder.images(tile.indices), whole), (self._image, base)):
+            run_nodes(plain, {self.graph.image.id: images}, self._whole(len(images)), set(), kept.__setitem__)
+        for node, delta in running.recorded:
+            running.compare(node, delta, whole[node.id, "out"] - base[node.id, "out"], base[node.id, "out"])
+
+
+def _ancestors_of_output(plan: TensorPlan) -> list[Node]:
+    """The nodes of the head, with the constants they read."""
+    return [node for node in plan.graph if node.mode in ("full", "once") and node.op != "image"]
+
+
+def _crossing(plan: TensorPlan) -> set[int]:
+    """The whole values that the head reads, or the output itself."""
+    sources = {node.id for node in plan.graph if node.mode == "project"}
+    read = {source for node in plan.graph if node.mode == "full" for source in node.inputs}
+    return (sources & read) | ({plan.graph.output} & sources)

@@ -1,0 +1,121 @@
+"""One tile at work: what delta rules see while a batch of occlusions runs through the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from krypton.errors import ExecutionError
+from krypton.ir.delta import Box, Delta
+from krypton.ir.graph import Node
+from krypton.ir.occlusions import OcclusionTile
+from krypton.ir.weights import Reference
+from krypton.operators.base import ViewKind
+
+if TYPE_CHECKING:
+    from krypton.executor.program import Program
+
+DEBUG_TOLERANCE = 1e-3
+
+
+class RunningTile:
+    """Implements `operators.base.Tile`."""
+
+    def __init__(self, program: Program, batch: int, tile: OcclusionTile) -> None:
+        self.batch = batch
+        self.device = program.device
+        self.recorded: list[tuple[Node, Delta]] = []
+        self._program = program
+        self._rows = program.fields.axis(0, tile.rows)
+        self._columns = program.fields.axis(1, tile.columns)
+        self._buffers: dict[int, Tensor] = {}
+
+    def field(self, node: Node) -> Box:
+        return Box(self._rows[node.id].field, self._columns[node.id].field)
+
+    def _window(self, node: Node) -> Box:
+        return Box(self._rows[node.id].stored, self._columns[node.id].stored)
+
+    def target(self, node: Node) -> Delta:
+        """Where a node's delta is to be written, uninitialised: its own memory, or its slice of a concat's buffer."""
+        rows, columns = window = self._window(node)
+        place = self._program.fields.places.get(node.id)
+        root, start = (node.id, 0) if place is None else place
+        if place is None:
+            buffer = self._empty(node.shape[0], window)
+        else:
+            if root not in self._buffers:
+                self._buffers[root] = self._empty(self._program.nodes[root].shape[0], window)
+            buffer = self._buffers[root][:, start : start + node.shape[0]]
+        return Delta(buffer, rows.start, columns.start, self.field(node))
+
+    def _empty(self, channels: int, window: Box) -> Tensor:
+        shape = (self.batch, channels, window.rows.size, window.columns.size)
+        return torch.empty(shape, device=self.device, memory_format=torch.channels_last)
+
+    def free(self, node_id: int) -> None:
+        self._buffers.pop(node_id, None)
+
+    def stored(self, node: Node, delta: Delta) -> Delta:
+        """A delta on the window that its node's readers want it on."""
+        rows, columns = self._window(node)
+        return Delta(delta.window(rows, columns), rows.start, columns.start, delta.field)
+
+    def view(self, node: int, kind: ViewKind) -> Tensor:
+        return self._program.view(node, kind)
+
+    def weight(self, reference: Reference) -> Tensor:
+        return self._program.weight(reference)
+
+    def kernel(self, node: Node) -> Callable[..., Any]:
+        return self._program.kernels[node.id]
+
+    def finish(self, node: Node, result: Delta | None, extra: Sequence[Delta | None]) -> Delta:
+        """Apply a node's epilogue to its own result and its further inputs, and put the delta where it belongs."""
+        field, window, epilogue = self.field(node), self._window(node), node.epilogue
+        if epilogue is None and result is not None and node.id not in self._program.fields.places and window == field:
+            return result
+        terms: list[tuple[Delta, Tensor | None]] = []
+        if epilogue is None:
+            terms = [] if result is None else [(result, None)]
+        else:
+            first = 0 if node.op == "combine" else 1
+            for term in epilogue.terms:
+                delta = result if term.input < 0 else extra[term.input - first]
+                if delta is not None:
+                    terms.append((delta, self.weight(term.scale) if term.scale else None))
+        base = None
+        if epilogue is not None and epilogue.function is not None:
+            (top, bottom), (left, right) = field
+            base = self.view(node.id, "pre")[:, :, top:bottom, left:right]
+        target = self.target(node)
+        self._program.combines[node.id](target, field, terms, base)
+        return target
+
+    # debug runs
+
+    def record(self, node: Node, delta: Delta) -> None:
+        """Keep a copy for `compare`."""
+        copy = Delta(delta.data.clone(memory_format=torch.preserve_format), delta.top, delta.left, delta.field)
+        self.recorded.append((node, copy))
+
+    def compare(self, node: Node, delta: Delta, dense: Tensor, base: Tensor) -> None:
+        """ExecutionError unless a delta is the difference of whole values on its field, and zero outside."""
+        (top, bottom), (left, right) = delta.field
+        outside = delta.data.clone()
+        inner = Delta(outside, delta.top, delta.left, delta.field).on_field()
+        inner.zero_()
+        if outside.any():
+            raise ExecutionError(f"invariant I1 broken at %{node.id} ({node.op}): the delta is not zero outside its field")
+        scale = float(base[base.isfinite()].abs().max().clamp(min=1.0))
+        dense = torch.where(dense.isfinite(), dense, 0.0)
+        error = dense.clone()
+        error[:, :, top:bottom, left:right] -= delta.on_field()
+        if float(error.abs().max()) > DEBUG_TOLERANCE * scale:
+            raise ExecutionError(
+                f"the delta of %{node.id} ({node.op}) is wrong by {float(error.abs().max()):g} (values up to {scale:g}), "
+                f"field rows {delta.field.rows}, columns {delta.field.columns}"
+            )

@@ -1,0 +1,176 @@
+"""Gathering occlusions into tiles: neighbours share boxes, so that one batch has one geometry (design, section 2).
+
+A tile costs the arithmetic of its boxes for each of its occlusions, and an overhead once: operators started, weights read.
+Large tiles waste arithmetic, small ones overhead. Fields are monotone, so the box of a run of neighbours is found from the
+fields of its first and its last; the best split of an axis then is a shortest path (dynamic programming).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from krypton.ir.geometry import Interval, make
+from krypton.ir.graph import Graph
+from krypton.ir.occlusions import Grid, Masks, Occlusions, OcclusionTile, Tiling
+from krypton.operators.base import Axis, operator_of
+from krypton.planner.cost import BYTES, DeviceProfile
+from krypton.planner.fields import Fields
+from krypton.settings import Settings
+
+LONGEST_RUN = 8
+MOST_TOGETHER = 64
+EVEN_RUN = 4
+ROUNDS = 2
+
+Array = NDArray[np.float64]
+
+
+def even_tiling(occlusions: Occlusions, run: int = EVEN_RUN) -> Tiling:
+    """Runs of equal length along both axes; masks in groups of as many."""
+    if isinstance(occlusions, Masks):
+        return Tiling(groups=tuple(tuple(group) for group in _cut(range(occlusions.count), run * run)))
+    rows, columns = occlusions.shape
+    return Tiling(rows=_intervals(_cut(range(rows), run)), columns=_intervals(_cut(range(columns), run)))
+
+
+def sample(tiles: Sequence[OcclusionTile], most: int) -> list[OcclusionTile]:
+    """At most so many tiles, evenly drawn, the first and the last among them."""
+    if len(tiles) <= most:
+        return list(tiles)
+    return [tiles[round(i * (len(tiles) - 1) / (most - 1))] for i in range(most)]
+
+
+def cheapest_tiling(graph: Graph, occlusions: Occlusions, profile: DeviceProfile, settings: Settings) -> Tiling:
+    """The split with the least predicted time."""
+    most = min(settings["batch"] or MOST_TOGETHER, MOST_TOGETHER)
+    if graph.image.mode != "delta":  # nothing is shared: tiles are just batches
+        return even_tiling(occlusions, max(int(most**0.5), 1))
+    load = _Load.of(graph, profile)
+    if isinstance(occlusions, Masks):
+        return _mask_tiling(load, occlusions, most)
+    axes = [load.extents(axis, occlusions.intervals(axis)) for axis in (0, 1)]
+    return _grid_tiling(load, axes, most)
+
+
+@dataclass
+class _Load:
+    """What the tracked nodes of a graph cost: per output pixel, and per batch."""
+
+    fields: Fields
+    ids: list[int]
+    per_pixel: Array  # (nodes,) milliseconds for one output pixel of one occlusion
+    overhead: float  # milliseconds per batch
+
+    @classmethod
+    def of(cls, graph: Graph, profile: DeviceProfile) -> _Load:
+        nodes = [node for node in graph if node.mode == "delta" and node.op != "image"]
+        pixel = [operator_of(node).multiply_adds(node, 1, 1) for node in nodes]
+        bytes_moved = [node.shape[0] * BYTES * (4 if node.epilogue else 1) for node in nodes]
+        per_pixel = np.array(pixel) / profile.multiply_adds_per_ms + np.array(bytes_moved) / profile.bytes_per_ms
+        overhead = sum(pixel) * BYTES / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
+        return cls(Fields(graph), [node.id for node in nodes], per_pixel, float(overhead))
+
+    def extents(self, axis: Axis, occluded: Sequence[Interval]) -> tuple[Array, Array]:
+        """Where fields start and stop, each (occlusions, nodes); empty ones are 0 to 0."""
+        fields = [self.fields.changed(axis, interval) for interval in occluded]
+        starts = np.array([[field[i].start for i in self.ids] for field in fields], dtype=np.float64)
+        stops = np.array([[field[i].stop for i in self.ids] for field in fields], dtype=np.float64)
+        return starts, stops
+
+
+def _grid_tiling(load: _Load, axes: list[tuple[Array, Array]], most: int) -> Tiling:
+    splits = [_cut(range(len(starts)), EVEN_RUN) for starts, _ in axes]
+    for _ in range(ROUNDS):
+        for axis in (0, 1):
+            # beside this axis lie the other's tiles: their sizes weighted by how many occlusions each holds
+            starts, stops = axes[1 - axis]
+            other = splits[1 - axis]
+            count = len(starts)
+            across = sum(len(run) * (stops[run[-1]] - starts[run[0]]) for run in other)
+            longest = min(LONGEST_RUN, max(most // max(len(run) for run in other), 1))
+            per_run = load.per_pixel * across
+            splits[axis] = _split(axes[axis], per_run, load.overhead * len(other), longest)
+            assert sum(len(run) for run in splits[1 - axis]) == count
+    return Tiling(rows=_intervals(splits[0]), columns=_intervals(splits[1]))
+
+
+def _split(extents: tuple[Array, Array], weights: Array, overhead: float, longest: int) -> list[range]:
+    """The cheapest cut of a sequence into runs: a run of n costs overhead + n · Σ weights · (union of its fields)."""
+    starts, stops = extents
+    count = len(starts)
+    best = np.full(count + 1, np.inf)
+    best[0], cut = 0.0, np.zeros(count + 1, dtype=int)
+    for stop in range(1, count + 1):
+        for length in range(1, min(longest, stop) + 1):
+            first = stop - length
+            size = np.maximum(stops[stop - 1] - starts[first], 0.0)
+            cost = best[first] + overhead + length * float(weights @ size)
+            if cost < best[stop]:
+                best[stop], cut[stop] = cost, first
+    runs, stop = [], count
+    while stop:
+        runs.append(range(int(cut[stop]), stop))
+        stop = int(cut[stop])
+    return runs[::-1]
+
+
+def _mask_tiling(load: _Load, masks: Masks, most: int) -> Tiling:
+    """Masks near each other together: along a space-filling curve, cut where it is cheapest."""
+    boxes = masks.rectangles().numpy()
+    centres = boxes[:, :2] + boxes[:, 2:] // 2
+    order = sorted(range(masks.count), key=lambda i: _interleave(int(centres[i, 0]), int(centres[i, 1])))
+    extents = []
+    for axis in (0, 1):
+        intervals = [make(int(boxes[i, axis]), int(boxes[i, axis] + boxes[i, 2 + axis])) for i in order]
+        extents.append(load.extents(axis, intervals))
+    groups = _split_boxes(extents, load.per_pixel, load.overhead, min(most, LONGEST_RUN * LONGEST_RUN // 2))
+    return Tiling(groups=tuple(tuple(order[i] for i in run) for run in groups))
+
+
+def _split_boxes(extents: list[tuple[Array, Array]], weights: Array, overhead: float, longest: int) -> list[range]:
+    """As `_split`, for occlusions in any order: unions are taken along both axes."""
+    (tops, bottoms), (lefts, rights) = extents
+    count = len(tops)
+    best = np.full(count + 1, np.inf)
+    best[0], cut = 0.0, np.zeros(count + 1, dtype=int)
+    for first in range(count):
+        bounds = [tops[first].copy(), bottoms[first].copy(), lefts[first].copy(), rights[first].copy()]
+        for stop in range(first + 1, min(first + longest, count) + 1):
+            last = stop - 1
+            for bound, extent, union in zip(
+                bounds, (tops, bottoms, lefts, rights), (np.minimum, np.maximum, np.minimum, np.maximum), strict=True
+            ):
+                union(bound, extent[last], out=bound)
+            area = np.maximum(bounds[1] - bounds[0], 0.0) * np.maximum(bounds[3] - bounds[2], 0.0)
+            cost = best[first] + overhead + (stop - first) * float(weights @ area)
+            if cost < best[stop]:
+                best[stop], cut[stop] = cost, first
+    runs, stop = [], count
+    while stop:
+        runs.append(range(int(cut[stop]), stop))
+        stop = int(cut[stop])
+    return runs[::-1]
+
+
+def _interleave(y: int, x: int) -> int:
+    """The Morton code of a point: neighbours on the curve are neighbours in the plane."""
+    return sum(((y >> bit & 1) << 2 * bit + 1) | ((x >> bit & 1) << 2 * bit) for bit in range(16))
+
+
+def _cut(positions: range, run: int) -> list[range]:
+    return [positions[start : start + run] for start in range(0, len(positions), run)]
+
+
+def _intervals(runs: Sequence[range]) -> tuple[Interval, ...]:
+    return tuple(Interval(run.start, run.stop) for run in runs)
+
+
+def single_tiling(occlusions: Occlusions) -> Tiling:
+    """Each occlusion for itself."""
+    if isinstance(occlusions, Grid):
+        return Tiling(*(_intervals(_cut(range(n), 1)) for n in occlusions.shape))
+    return Tiling(groups=tuple((i,) for i in range(occlusions.count)))
