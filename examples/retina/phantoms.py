@@ -265,14 +265,14 @@ def _render(rng: np.random.Generator, eye: _Eye, lesion: _Lesion, size: int) -> 
         image += (brightness - below) * np.clip((rows - top) / edge + 0.5, 0, 1)
         below = brightness
     image += 0.025 * texture[0] * (rows > tops[0])
+    for row, column, brightness in eye.dots.T:
+        distance = (rows - row) ** 2 + (np.arange(size) - column) ** 2
+        image += brightness * np.exp(-distance / (2 * (0.006 * size) ** 2))
 
     depth = (rows - eye.bruch) / eye.choroid
     lumens = 0.26 * np.clip(texture[1] - 0.2, 0, 1) * np.clip(4 * depth - 0.3, 0, 1) * np.clip(6 - 5 * depth, 0, 1)
     sclera = 0.05 * np.exp(-(((depth - 1.15) / 0.12) ** 2))
     choroid = (_CHOROID + sclera - lumens - 0.1 * np.clip(depth, 0, 1)) * np.exp(-0.6 * np.clip(depth - 1.2, 0, None))
-    for row, column, brightness in eye.dots.T:
-        distance = (rows - row) ** 2 + (np.arange(size) - column) ** 2
-        image += brightness * np.exp(-distance / (2 * (0.006 * size) ** 2))
     share = np.clip((rows - eye.bruch) / edge + 0.5, 0, 1)
     image = image * (1 - share) + choroid * share
 

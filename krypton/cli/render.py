@@ -80,7 +80,7 @@ def summary(heatmap: Heatmap) -> str:
 def show_table(screen: Screen, columns: Sequence[str], rows: Sequence[Sequence[Any]], more: bool = False) -> None:
     """Rows under their column names; `more` says that there are rows beyond these."""
     numeric = [all(_is_number(row[index]) for row in rows) and bool(rows) for index in range(len(columns))]
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[_cell(value, screen.interactive) for value in row] for row in rows]
     if not screen.interactive:
         _write_aligned(screen, [_cell(column) for column in columns], cells, numeric)
         return
@@ -101,14 +101,14 @@ def printable(text: str) -> str:
 
 def _show_relation(screen: Screen, relation: Any) -> None:
     columns = list(relation.columns)
-    if columns in _NO_RESULT and not _is_query(relation):
-        return
     if columns == ["explain_key", "explain_value"]:
         for _, plan in relation.fetchall():
             screen.write(plan)
         return
     # A relation runs anew at each call, so it is asked once: for one row more than a terminal shows, or for all.
     rows = relation.limit(_MOST_ROWS + 1).fetchall() if screen.interactive else relation.fetchall()
+    if columns in _NO_RESULT and not rows:
+        return
     shown = rows[:_MOST_ROWS] if screen.interactive else rows
     show_table(screen, columns, shown, more=len(shown) < len(rows))
 
@@ -130,12 +130,12 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, rounded: bool = False) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return printable(f"{value:.6g}" if isinstance(value, float) else str(value)).replace("\n", " ")
+    return printable(f"{value:.6g}" if rounded and isinstance(value, float) else str(value)).replace("\n", " ")
 
 
 def _shortened(cell: str) -> str:

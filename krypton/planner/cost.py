@@ -63,7 +63,7 @@ def plan_costs(
     """Average cost per occlusion of every node; the shown field is that of the middle tile."""
     tiles = list(tiles)
     total = sum(len(tile.indices) for tile in tiles)
-    middle = tiles[len(tiles) // 2] if len(tiles) % 2 else tiles[(len(tiles) - _side(tiles)) // 2]
+    middle = min(tiles, key=lambda tile: _off_centre(tile, graph.image))
     costs: dict[int, Cost] = {}
     for node in graph:
         if node.mode not in ("delta", "project"):
@@ -85,6 +85,7 @@ def plan_costs(
     return costs
 
 
-def _side(tiles: list[OcclusionTile]) -> int:
-    """Tiles in one row of the grid of tiles."""
-    return max(sum(tile.rows == tiles[0].rows for tile in tiles), 1)
+def _off_centre(tile: OcclusionTile, image: Node) -> int:
+    """How far a tile is from the middle of the image, in half pixels."""
+    _, height, width = image.shape
+    return abs(tile.rows.start + tile.rows.stop - height) + abs(tile.columns.start + tile.columns.stop - width)

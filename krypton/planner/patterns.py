@@ -41,6 +41,41 @@ def shuffle_groups(fx_node: fx.Node) -> tuple[fx.Node, int] | None:
     return source, int(split[1])
 
 
+def response_norm(fx_node: fx.Node) -> tuple[fx.Node, dict[str, float]] | None:
+    """x / (k + alpha · mean of x² over channels)^beta as PyTorch writes local response norm: x and the four numbers."""
+    if str(fx_node.target) != "aten.div.Tensor":
+        return None
+    source, power = fx_node.args
+    chain = _arguments(power, "pow.Tensor_Scalar", "add.Tensor", "mul.Tensor")
+    if chain is None or not isinstance(source, fx.Node):
+        return None
+    inner, (beta, k, alpha) = chain
+    pooled = _arguments(inner, "view.default", "squeeze.dim", "avg_pool3d.default")
+    padded = None if pooled is None else _arguments(pooled[0], "pad.default", "view.default", "mul.Tensor")
+    if pooled is None or padded is None or padded[0] is not source or padded[1][2] is not source:
+        return None
+    if len(source.meta["val"].shape) != 4 or not all(isinstance(number, (int, float)) for number in (alpha, beta, k)):
+        return None
+    kernel = pooled[1][2]
+    if not isinstance(kernel, (list, tuple)) or list(kernel[1:]) != [1, 1]:
+        return None
+    size = int(kernel[0])
+    if padded[1][0] != [0, 0, 0, 0, size // 2, (size - 1) // 2]:
+        return None
+    return source, {"size": size, "alpha": float(alpha), "beta": float(beta), "k": float(k)}  # type: ignore[arg-type]
+
+
+def _arguments(node: object, *targets: str) -> tuple[object, tuple[object, ...]] | None:
+    """Along a chain of calls, each on the next one's result: what the last is called on, and all second arguments."""
+    seconds = []
+    for target in targets:
+        if not isinstance(node, fx.Node) or str(node.target) != f"aten.{target}" or len(node.args) < 2:
+            return None
+        seconds.append(node.args[1])
+        node = node.args[0]
+    return node, tuple(seconds)
+
+
 def channel_pieces(fx_node: fx.Node, target: str, shape: tuple[int, ...]) -> list[tuple[int, int]] | None:
     """The channel intervals of a split or chunk along the channels of a map."""
     if len(shape) != 3 or not target.startswith(("aten.split", "aten.chunk")):

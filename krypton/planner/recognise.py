@@ -19,7 +19,7 @@ from krypton.ir.graph import Epilogue, Graph, Node
 from krypton.ir.weights import Reference, WeightStore
 from krypton.operators.base import BY_TARGET, Call, Input, Operator
 from krypton.operators.opaque import encode
-from krypton.planner.patterns import IDENTITIES, channel_pieces, shuffle_groups
+from krypton.planner.patterns import IDENTITIES, channel_pieces, response_norm, shuffle_groups
 
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
@@ -129,7 +129,12 @@ class _Recogniser:
             return
         if target == "operator.getitem" and self._take_part(fx_node):
             return
-        if self._layout(fx_node, target) or self._pieces(fx_node, target) or self._lift(fx_node, target):
+        if (
+            self._layout(fx_node, target)
+            or self._pattern(fx_node)
+            or self._pieces(fx_node, target)
+            or self._lift(fx_node, target)
+        ):
             return
         self._keep_opaque(fx_node, target)
 
@@ -171,14 +176,20 @@ class _Recogniser:
             if order == (NCHW if value.nhwc else NHWC):
                 self.values[fx_node] = _Value(value.node, not value.nhwc)
                 return True
-        groups = shuffle_groups(fx_node)
-        if groups is not None:
-            first = self.values.get(groups[0])
-            if first is not None and first.batched and not first.nhwc and len(self.nodes[first.node].shape) == 3:
-                shape = self.nodes[first.node].shape
-                self.values[fx_node] = _Value(self.add("channel_shuffle", (first.node,), shape, attrs={"groups": groups[1]}))
-                return True
         return False
+
+    def _pattern(self, fx_node: fx.Node) -> bool:
+        """Several calls that are one operator; those in between die when nothing else reads them."""
+        shuffle, norm = shuffle_groups(fx_node), response_norm(fx_node)
+        found: tuple[fx.Node, str, Mapping[str, float]] | None
+        found = (shuffle[0], "channel_shuffle", {"groups": shuffle[1]}) if shuffle else None
+        found = (norm[0], "local_response_norm", norm[1]) if norm else found
+        value = self.values.get(found[0]) if found else None
+        if found is None or value is None or not value.batched or value.nhwc or len(self.nodes[value.node].shape) != 3:
+            return False
+        _, op, attrs = found
+        self.values[fx_node] = _Value(self.add(op, (value.node,), self.nodes[value.node].shape, attrs=attrs))
+        return True
 
     def _pieces(self, fx_node: fx.Node, target: str) -> bool:
         """Splits and chunks over channels: a slice for every piece."""

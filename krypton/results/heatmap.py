@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from krypton.errors import BindError, ExecutionError, did_you_mean, unknown
+from krypton.errors import BindError, ExecutionError, unknown
 from krypton.images import LoadedImage
+from krypton.results.classes import find_class, label_of
 from krypton.results.scores import SCORE_KINDS, Activation, ScoreKind, score
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Heatmap:
     @property
     def label(self) -> str:
         """The name of the class that is shown, or `class 3` when the classes have no names."""
-        return self._label_of(self.target)
+        return label_of(self.target, self.labels, len(self.base_logits))
 
     @property
     def complete(self) -> bool:
@@ -111,7 +112,7 @@ class Heatmap:
 
     def for_class(self, which: str | int) -> Heatmap:
         """The map of another class, by label or index, from the same run; raises BindError with the nearest label."""
-        return replace(self, target=self._index_of(which))
+        return replace(self, target=find_class(which, self.labels, len(self.base_logits)))
 
     def with_score(self, kind: str) -> Heatmap:
         """The map in another score, "probability", "logit" or "margin", from the same run; raises BindError."""
@@ -176,28 +177,6 @@ class Heatmap:
     @cached_property
     def _scores(self) -> Tensor:
         return score(self.logits, self.target, self.score_kind, self.activation)
-
-    def _label_of(self, index: int) -> str:
-        if self.labels is not None and index < len(self.labels):
-            return self.labels[index]
-        return "output" if len(self.base_logits) == 1 else f"class {index}"
-
-    def _index_of(self, which: str | int) -> int:
-        outputs = len(self.base_logits)
-        if not isinstance(which, str):
-            if not 0 <= which < outputs:
-                raise BindError(f"class {which} does not exist: the model's classes are 0 to {outputs - 1}")
-            return int(which)
-        if self.labels is None:
-            raise BindError(f"this model's classes have no labels: give an index from 0 to {outputs - 1}, not {which!r}")
-        # Labels that differ in case alone are told apart by an exact match.
-        for same in (which.__eq__, lambda label: label.lower() == which.lower()):
-            found = [index for index, label in enumerate(self.labels) if same(label)]
-            if len(found) == 1:
-                return found[0]
-            if found:
-                raise BindError(f"label {which!r} names classes {', '.join(map(str, found))}: give the index")
-        raise BindError(f'unknown class "{which}".{did_you_mean(which, self.labels)} The model has {outputs} classes.')
 
 
 def _mean_over_boxes(values: NDArray[np.float32], boxes: NDArray[np.int64], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -1,13 +1,17 @@
 """The text of a ParserError: what is wrong, the line with a caret under the place, and what to write instead.
 
-Used by reading.py and build.py, which know what was expected; here are only the words and the layout.
+Used by reading.py and build.py, which know what was expected, and by places.py for errors of other kinds; here are only the
+words and the layout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
-from krypton.errors import ParserError, did_you_mean
+from krypton.errors import KryptonError, ParserError, did_you_mean
+
+E = TypeVar("E", bound=KryptonError)
 
 _WIDEST_LINE = 100
 _LONGEST_WORD = 40
@@ -15,6 +19,11 @@ _LONGEST_WORD = 40
 
 def mistake(text: str, start: int, stop: int, message: str, advice: str = "") -> ParserError:
     """A ParserError about `text[start:stop]`, with attributes `line` and `column` (both from 1)."""
+    return marked(ParserError, text, start, stop, message, advice)
+
+
+def marked(kind: type[E], text: str, start: int, stop: int, message: str, advice: str = "") -> E:
+    """The same for an error of any kind: message, line with the place marked, advice."""
     number = text.count("\n", 0, start) + 1
     line_start = text.rfind("\n", 0, start) + 1
     line_stop = text.find("\n", start)
@@ -22,7 +31,7 @@ def mistake(text: str, start: int, stop: int, message: str, advice: str = "") ->
     shown, left, width = _window(line, start - line_start, stop - line_start)
     head = f"LINE {number}: "
     lines = [message, "", head + shown, " " * (len(head) + left) + "^" * width]
-    error = ParserError("\n".join([*lines, advice] if advice else lines))
+    error = kind("\n".join([*lines, advice] if advice else lines))
     vars(error).update(line=number, column=start - line_start + 1)
     return error
 

@@ -15,6 +15,8 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
     reference = context.settings["kernels"] == "reference"
 
     def chosen(node: Node) -> Node:
+        if node.mode not in ("delta", "project"):
+            return node  # whole values run as PyTorch runs them
         kernel = choose(node.op, node, context.device, reference=reference)
         epilogue = choose("combine", node, context.device, reference=reference) if node.epilogue else ""
         names = dict.fromkeys(name for name in (kernel, epilogue) if name)

@@ -1,0 +1,102 @@
+"""Answers as they come in: the logits of one image's occlusions, gathered from the executor's batches into heat maps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from krypton.bound import BoundQuery, Prepared
+from krypton.errors import ExecutionError
+from krypton.executor import Batch, Execution
+from krypton.ir.occlusions import Masks
+from krypton.ir.plan import QueryPlan
+from krypton.planner.explain import heading
+from krypton.results import Heatmap
+
+# A stream copies the logits for each map that it gives away; it spends at most about this share of its time on that.
+_COPYING = 0.05
+
+
+class Answer:
+    """What is known so far of one image: `done` of `total` occlusions, after `seconds` of running."""
+
+    def __init__(self, query: BoundQuery, prepared: Prepared, plan: QueryPlan, execution: Execution) -> None:
+        if not bool(torch.isfinite(execution.base_logits).all()):
+            raise ExecutionError(f"the model gives NaN or infinite outputs for {prepared.image.name}; is the image sound?")
+        self.execution = execution
+        self.targets = query.targets(execution.base_logits)
+        self.total = prepared.occlusions.count
+        self._query = query
+        self._prepared = prepared
+        self._plan = plan
+        self._logits = torch.full((self.total, len(execution.base_logits)), torch.nan)
+        self._known = torch.zeros(self.total, dtype=torch.bool)
+
+    @property
+    def done(self) -> int:
+        return int(self._known.sum())
+
+    @property
+    def seconds(self) -> float:
+        return self.execution.seconds
+
+    def take(self, batch: Batch) -> None:
+        """Note the logits of a batch."""
+        self._logits[batch.indices] = batch.logits
+        self._known[batch.indices] = True
+
+    def heatmap(self, *, copy: bool, **info: Any) -> Heatmap:
+        """The map of the first class that was asked for. Without `copy` it changes as more comes in."""
+        query, occlusions = self._query, self._prepared.occlusions
+        logits, known = (self._logits.clone(), self._known.clone()) if copy else (self._logits, self._known)
+        return Heatmap(
+            logits=logits.view(*occlusions.shape, -1),
+            base_logits=self.execution.base_logits,
+            positions=occlusions.rectangles(),
+            image=self._prepared.image,
+            image_size=(query.model.preprocessing.height, query.model.preprocessing.width),
+            target=self.targets[0],
+            activation=query.model.activation,
+            known=known.view(*occlusions.shape),
+            masks=occlusions.masks if isinstance(occlusions, Masks) else None,
+            labels=query.model.labels,
+            score_kind=query.score,
+            info={**self._info(), **info},
+        )
+
+    def heatmaps(self) -> list[Heatmap]:
+        """A map for every class that was asked for, over the same logits."""
+        first = self.heatmap(copy=False)
+        return [replace(first, target=target) for target in self.targets]
+
+    def _info(self) -> dict[str, Any]:
+        query = self._query
+        return {
+            "statement": query.statement,
+            "model": query.model.name,
+            "source": query.model.source,
+            "mode": self._plan.kind,
+            "device": self._plan.device,
+            "plan": heading(self._plan),
+            "fill": self._prepared.fill.description,
+            "fill_hash": self._prepared.fill.content_hash,
+            "seconds": self.seconds,
+            "notes": list(self._plan.notes),
+        }
+
+
+def snapshots(answers: Iterable[Answer]) -> Iterator[Heatmap]:
+    """Maps of their own for answers that grow: the first, the complete last, and those between that copying has time for."""
+    ready, cost = 0.0, 0.0
+    for answer in answers:
+        now = time.perf_counter()
+        if answer.done == 0 or (now < ready and answer.done < answer.total):
+            continue
+        heatmap = answer.heatmap(copy=True)
+        cost = time.perf_counter() - now
+        ready = now + cost / _COPYING
+        yield heatmap

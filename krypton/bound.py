@@ -1,0 +1,303 @@
+"""Bound queries: everything about a query checked and resolved, nothing run yet.
+
+`build_query` makes one from plain values; the binder gives it what a statement says, `explain_occlusion` its arguments.
+Its errors carry the clause they are about (`sql.places`).
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from krypton.errors import BindError, unknown
+from krypton.fills import Fill, FillSpec, make_fill
+from krypton.images import ImageSource, LoadedImage, load_image
+from krypton.ir.occlusions import Grid, Masks, Occlusions
+from krypton.masks import MaskSource, load_masks, superpixels
+from krypton.models import Model, device_of
+from krypton.results.classes import find_class
+from krypton.results.scores import SCORE_KINDS, ScoreKind
+from krypton.settings import Settings
+from krypton.sql.ast import ClassAll, ClassIndex, ClassPredicted, ClassTop, IntoFile, IntoTable, Superpixels
+from krypton.sql.places import clause
+
+Mode = Literal["naive", "exact"]
+Target = ClassPredicted | ClassIndex | ClassTop | ClassAll
+
+PATCH, STRIDE, FILL = (16, 16), (4, 4), "gray"
+
+OPTIONS = ("batch", "seed", "tolerance")
+APPROXIMATE_OPTIONS = ("tau", "keep", "drilldown", "speedup", "ssim", "quality_share")
+_NOT_YET = "is not available yet: leave it out, queries are answered with MODE EXACT"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image of a query, loaded, with the fill and the occlusions made for it."""
+
+    image: LoadedImage
+    fill: Fill
+    occlusions: Occlusions
+
+
+@dataclass(frozen=True, eq=False)
+class BoundQuery:
+    """A query that can be planned and run.
+
+    `images` are loaded, or paths of existing files that are loaded when their turn comes. `several`: the answer is a list
+    of maps, whatever its length. `settings` are those of the session when the query was made, WITH included.
+    """
+
+    model: Model
+    images: tuple[LoadedImage | str, ...]
+    occlusions: Occlusions | Superpixels
+    fill: FillSpec
+    target: Target
+    score: ScoreKind
+    mode: Mode
+    device: str
+    settings: Settings
+    seed: int
+    into: IntoFile | IntoTable | None
+    several: bool
+    statement: str
+
+    def prepare(self, index: int) -> Prepared:
+        """Load an image and make what depends on it; raises ImageError and BindError."""
+        with clause("OF"):
+            image = self._image(self.images[index])
+        with clause("FILL"):
+            most = self.settings["max_image_pixels"]
+            fill = make_fill(self.fill, image, self.model.preprocessing, seed=self.seed, max_pixels=most)
+        with clause("MASKS"):
+            occlusions = self.occlusions
+            if isinstance(occlusions, Superpixels):
+                occlusions = Masks(superpixels(image, occlusions.count))
+        return Prepared(image, fill, occlusions)
+
+    def targets(self, base_logits: torch.Tensor) -> list[int]:
+        """The classes that are asked for, the first one first, from the logits (K,) of the unmodified image."""
+        match self.target:
+            case ClassPredicted():
+                return [int(base_logits.argmax())]
+            case ClassIndex(index):
+                return [index]
+            case ClassTop(count):
+                return [int(index) for index in base_logits.topk(min(count, len(base_logits))).indices]
+            case ClassAll():
+                return list(range(len(base_logits)))
+
+    def _image(self, image: LoadedImage | str) -> LoadedImage:
+        if isinstance(image, LoadedImage):
+            return image
+        return load_image(image, self.model.preprocessing, max_pixels=self.settings["max_image_pixels"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clauses:
+    """What a query says besides image and model, as plain values; None: not said. See `explain_occlusion` for the forms."""
+
+    patch: Any = None
+    stride: Any = None
+    masks: MaskSource | Superpixels | None = None
+    region: Any = None
+    fill: FillSpec | None = None
+    target: int | str | Target | None = None
+    score: str | None = None
+    mode: str | None = None
+    within: float | None = None
+    device: str | None = None
+    options: Mapping[str, Any] | None = None
+    into: IntoFile | IntoTable | None = None
+
+
+def build_query(
+    model: Model, images: Sequence[ImageSource], clauses: Clauses, settings: Settings, *, rows: bool, statement: str
+) -> BoundQuery:
+    """Check everything and put it together; raises BindError or ImageError that carries its clause.
+
+    `rows`: the images are rows of a table, so the answer is a list; they are paths, of which only the first is read now.
+    """
+    _check_mode(clauses)
+    with clause("WITH"):
+        seed, options = _check_options(clauses.options or {})
+    own = Settings(dict(settings.items()))
+    for name, value in options.items():
+        own.set(name, value)
+    with clause("DEVICE"):
+        device = check_device(clauses.device or _default_device(own, model))
+    occlusions = _check_occlusions(clauses, model)
+    with clause("FOR CLASS"):
+        target = _check_target(clauses.target, model)
+    with clause("SCORE"):
+        score = _check_score(clauses.score)
+    with clause("OF"):
+        loaded = tuple(_early(image, rows, model, own) for image in images)
+    query = BoundQuery(
+        model,
+        loaded,
+        occlusions,
+        FILL if clauses.fill is None else clauses.fill,
+        target,
+        score,
+        "naive" if clauses.mode == "naive" else "exact",
+        device,
+        own,
+        seed,
+        clauses.into,
+        rows or isinstance(target, (ClassTop, ClassAll)),
+        statement,
+    )
+    query.prepare(0)
+    return query
+
+
+def check_device(device: str) -> str:
+    """A device that is there; raises BindError."""
+    found = [available[0] for available in devices()]
+    name = device.lower() if isinstance(device, str) else str(device)
+    if name == "cuda" and "cuda:0" in found:
+        return "cuda:0"
+    if name not in found:
+        missing = " There is no CUDA device on this computer." if name.startswith("cuda") and len(found) == 1 else ""
+        raise BindError(unknown("device", str(device), found) + missing)
+    return name
+
+
+def devices() -> list[tuple[str, str]]:
+    """The devices that queries can run on: (name, what it is)."""
+    cpu = [("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads of PyTorch")]
+    if not torch.cuda.is_available():
+        return cpu
+    return cpu + [(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(torch.cuda.device_count())]
+
+
+def _default_device(settings: Settings, model: Model) -> str:
+    """The setting; where that was left as it is, a model that lives on another device is asked there."""
+    wanted: str = settings["device"]
+    return wanted if wanted != "cpu" else str(device_of(model.module))
+
+
+def _check_mode(clauses: Clauses) -> None:
+    with clause("MODE"):
+        if clauses.mode is not None and str(clauses.mode).lower() not in ("naive", "exact", "approximate"):
+            raise BindError(unknown("mode", str(clauses.mode), ("naive", "exact")))
+        if clauses.mode == "approximate":
+            raise BindError("MODE APPROXIMATE is not available yet: use MODE EXACT")
+    with clause("WITHIN"):
+        if clauses.within is not None:
+            raise BindError("WITHIN needs MODE APPROXIMATE, which is not available yet: leave it out, or ask for fewer positions")
+
+
+def _check_options(options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """The seed, and the options that are settings of this query."""
+    own: dict[str, Any] = {}
+    seed = 0
+    for written, value in options.items():
+        name = written.lower()
+        if name in APPROXIMATE_OPTIONS:
+            raise BindError(f"option {name} needs MODE APPROXIMATE, which {_NOT_YET}")
+        if name not in OPTIONS:
+            raise BindError(unknown("option", written, OPTIONS))
+        if name == "tolerance":
+            if _number(name, value, 0) != 0:
+                raise BindError(f"a tolerance other than 0 {_NOT_YET}")
+        elif name == "batch":
+            own["batch"] = _whole(name, value, 1)
+        else:
+            seed = _whole(name, value, 0)
+    return seed, own
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
+        raise BindError(f"option {name} takes a whole number of at least {least}, not {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: object, least: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
+        raise BindError(f"option {name} takes a number of at least {least:g}, not {value!r}")
+    return float(value)
+
+
+def _check_occlusions(clauses: Clauses, model: Model) -> Occlusions | Superpixels:
+    height, width = model.preprocessing.height, model.preprocessing.width
+    if clauses.masks is not None:
+        for words, value in (("PATCH", clauses.patch), ("STRIDE", clauses.stride), ("IN REGION", clauses.region)):
+            if value is not None:
+                with clause(words):
+                    raise BindError(f"{words} and MASKS contradict each other: masks say themselves what is hidden. Leave one out")
+        with clause("MASKS"):
+            if isinstance(clauses.masks, Superpixels):
+                return clauses.masks
+            return Masks(load_masks(clauses.masks, height, width))
+    with clause("PATCH"):
+        patch = _size("patch", clauses.patch, PATCH)
+        Grid((height, width), patch, (1, 1))
+    with clause("STRIDE"):
+        stride = _size("stride", clauses.stride, STRIDE)
+        Grid((height, width), patch, stride)
+    with clause("IN REGION"):
+        return Grid((height, width), patch, stride, _region(clauses.region))
+
+
+def _size(name: str, value: object, default: tuple[int, int]) -> tuple[int, int]:
+    if value is None:
+        return default
+    sizes = value if isinstance(value, (tuple, list)) else (value, value)
+    try:
+        rows, columns = (operator.index(size) for size in sizes)
+    except (TypeError, ValueError):
+        raise BindError(f"{name} is a whole number, or two for rows and columns, not {value!r}") from None
+    return rows, columns
+
+
+def _region(value: Any) -> tuple[int, int, int, int] | None:
+    if value is None:
+        return None
+    try:
+        top, left, height, width = (operator.index(number) for number in value)
+    except (TypeError, ValueError):
+        raise BindError(f"a region is four whole numbers, (top, left, height, width), not {value!r}") from None
+    return top, left, height, width
+
+
+def _check_target(target: object, model: Model) -> Target:
+    match target:
+        case None:
+            return ClassPredicted()
+        case ClassTop(count):
+            if not 1 <= count <= model.outputs:
+                raise BindError(f"TOP takes a number from 1 to {model.outputs}, the classes of the model, not {count}")
+            return target
+        case ClassPredicted() | ClassAll():
+            return target
+        case ClassIndex(index):
+            return ClassIndex(find_class(index, model.labels, model.outputs))
+        case _:
+            return ClassIndex(find_class(target, model.labels, model.outputs))  # type: ignore[arg-type]
+
+
+def _check_score(score: str | None) -> ScoreKind:
+    if score is None:
+        return "probability"
+    for kind in SCORE_KINDS:
+        if isinstance(score, str) and score.lower() == kind:
+            return kind
+    raise BindError(unknown("score", str(score), SCORE_KINDS))
+
+
+def _early(image: ImageSource, row: bool, model: Model, settings: Settings) -> LoadedImage | str:
+    """Loaded now, since what is handed over may change; rows, which may be many, must at least be files that exist."""
+    if not row:
+        return load_image(image, model.preprocessing, max_pixels=settings["max_image_pixels"])
+    path = str(image)
+    if not os.path.isfile(os.path.expanduser(path)):
+        load_image(path, model.preprocessing, max_pixels=settings["max_image_pixels"])  # says what is wrong
+    return path

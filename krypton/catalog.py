@@ -1,0 +1,193 @@
+"""The catalog: the embedded DuckDB that one session works with, in memory or in a file, and Krypton's own tables in it.
+
+Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
+that a later session can say what is missing), `graphs` (captured graphs, for `graphs`). The user's tables are the user's:
+their statements reach DuckDB unchanged, over the same connection.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import duckdb
+
+from krypton.errors import BindError, CatalogError, unknown
+from krypton.models import Definition
+
+VERSION = 1
+MEMORY = ":memory:"
+
+_TABLES = """
+CREATE SCHEMA IF NOT EXISTS krypton;
+CREATE TABLE IF NOT EXISTS krypton.about (version INTEGER);
+CREATE TABLE IF NOT EXISTS krypton.models (
+    name VARCHAR, source VARCHAR, input_shape INTEGER[], mean DOUBLE[], std DOUBLE[], labels VARCHAR[],
+    activation VARCHAR, trusted BOOLEAN, created TIMESTAMP DEFAULT current_timestamp
+);
+CREATE TABLE IF NOT EXISTS krypton.graphs (
+    key VARCHAR, graph VARCHAR, tensors BLOB, created TIMESTAMP DEFAULT current_timestamp
+);
+"""
+_FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
+
+
+class Catalog:
+    """One DuckDB connection. All methods raise CatalogError with DuckDB's own text where DuckDB refuses."""
+
+    def __init__(self, database: str | os.PathLike[str] = MEMORY) -> None:
+        self.database = os.fspath(database)
+        with _told(f"the catalog '{self.database}' cannot be opened: "):
+            self._connection = duckdb.connect(os.path.expanduser(self.database) if self.kept else MEMORY)
+            # So that a statement sees the data frames of whoever called us, not only our own variables.
+            self._connection.execute("SET python_scan_all_frames = true")
+            self._make_tables()
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything outlives the session."""
+        return self.database != MEMORY
+
+    def close(self) -> None:
+        """Close the database; everything else then raises CatalogError."""
+        self._connection.close()
+
+    # Models
+
+    def models(self) -> list[Definition]:
+        """All definitions, by name."""
+        return [_definition(row) for row in self._rows(f"SELECT {_FIELDS} FROM krypton.models ORDER BY lower(name)")]
+
+    def find_model(self, name: str) -> Definition | None:
+        """The definition of that name, in any case."""
+        rows = self._rows(f"SELECT {_FIELDS} FROM krypton.models WHERE lower(name) = lower(?)", [name])
+        return _definition(rows[0]) if rows else None
+
+    def put_model(self, definition: Definition) -> None:
+        """Store a definition, in the place of another of that name."""
+        d = definition
+        shape = None if d.input_shape is None else list(d.input_shape)
+        numbers = [None if values is None else list(values) for values in (d.mean, d.std, d.labels)]
+        self.drop_model(d.name)
+        self._rows(
+            f"INSERT INTO krypton.models ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [d.name, d.source, shape, *numbers, d.activation, d.trusted],
+        )
+
+    def drop_model(self, name: str) -> None:
+        """Forget a definition, if there is one."""
+        self._rows("DELETE FROM krypton.models WHERE lower(name) = lower(?)", [name])
+
+    # Captured graphs
+
+    def get_graph(self, key: str) -> tuple[str, bytes] | None:
+        """A graph as JSON and its own tensors as safetensors, by everything they depend on."""
+        rows = self._rows("SELECT graph, tensors FROM krypton.graphs WHERE key = ?", [key])
+        return rows[0] if rows else None
+
+    def put_graph(self, key: str, graph: str, tensors: bytes) -> None:
+        """Store a graph, in the place of another of that key."""
+        self._rows("DELETE FROM krypton.graphs WHERE key = ?", [key])
+        self._rows("INSERT INTO krypton.graphs (key, graph, tensors) VALUES (?, ?, ?)", [key, graph, tensors])
+
+    # The user's statements and tables
+
+    def sql(self, statement: str, params: Mapping[str, Any] | None = None) -> Any:
+        """What DuckDB's client gives for a statement: a relation, or None."""
+        with _told():
+            return self._connection.sql(statement, params=dict(params)) if params else self._connection.sql(statement)
+
+    def query_paths(self, select: str, params: Mapping[str, Any] | None = None) -> list[str]:
+        """The paths that a SELECT gives: its column "path", or its only column. Raises BindError when there are none."""
+        relation = self.sql(select, params)
+        if relation is None:
+            raise BindError("the query for images gives no rows; write (SELECT path FROM ...)")
+        names = [name.lower() for name in relation.columns]
+        if "path" not in names and len(names) != 1:
+            raise BindError(f'the query for images must have a column "path", or one column; it has {", ".join(relation.columns)}')
+        column = names.index("path") if "path" in names else 0
+        with _told():
+            values = [row[column] for row in relation.fetchall()]
+        if not values:
+            raise BindError("the query for images gives no rows: there is nothing to explain")
+        for number, value in enumerate(values, start=1):
+            if not isinstance(value, str):
+                kind = "NULL" if value is None else f"{value!r}, which is no text"
+                raise BindError(f"row {number} of the query for images has the path {kind}")
+        return values
+
+    def has_table(self, name: str) -> bool:
+        """Whether the current schema has a table or view of that name, in any case."""
+        found = self._rows(
+            "SELECT 1 FROM information_schema.tables WHERE lower(table_name) = lower(?) AND table_schema = current_schema()",
+            [name],
+        )
+        return bool(found)
+
+    def write_table(self, name: str, parts: Sequence[Mapping[str, Any]], *, replace: bool = False) -> None:
+        """A new table of columns (arrays of one length), part after part; there as a whole or not at all."""
+        staging = "krypton_staging"
+        with _told(f"table {name} cannot be written: "):
+            self._connection.execute(f"DROP TABLE IF EXISTS temp.{staging}")
+            for number, part in enumerate(parts):
+                self._connection.register("krypton_part", dict(part))
+                into = f"INSERT INTO temp.{staging}" if number else f"CREATE TEMP TABLE {staging} AS"
+                self._connection.execute(f"{into} SELECT * FROM krypton_part")
+                self._connection.unregister("krypton_part")
+            create = "CREATE OR REPLACE TABLE" if replace else "CREATE TABLE"
+            self._connection.execute(f"{create} {quoted(name)} AS SELECT * FROM temp.{staging}")
+            self._connection.execute(f"DROP TABLE temp.{staging}")
+
+    def _make_tables(self) -> None:
+        existing = self._connection.execute(
+            "SELECT 1 FROM information_schema.tables WHERE table_schema = 'krypton' AND table_name = 'about'"
+        ).fetchall()
+        if existing:
+            version = self._connection.execute("SELECT version FROM krypton.about").fetchall()
+            if version != [(VERSION,)]:
+                raise CatalogError(
+                    f"the catalog '{self.database}' was written by another version of Krypton: open it with that version, "
+                    "or start a new file"
+                )
+            return
+        self._connection.execute(f"BEGIN; {_TABLES} INSERT INTO krypton.about VALUES ({VERSION}); COMMIT;")
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with _told():
+            return self._connection.execute(statement, list(values)).fetchall()
+
+
+def quoted(name: str) -> str:
+    """A name as SQL writes it, whatever is in it."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def unknown_model(name: str, known: Sequence[str]) -> BindError:
+    """What to say when no model has that name."""
+    return BindError(
+        f"{unknown('model', name, known)} Make one: CREATE MODEL {name} FROM '<source>'; or name a source in quotes, "
+        "'torchvision:resnet18', 'net.pt2'"
+    )
+
+
+def _definition(row: Sequence[Any]) -> Definition:
+    name, source, shape, mean, std, labels, activation, trusted = row
+    lists = [None if values is None else tuple(values) for values in (shape, mean, std, labels)]
+    return Definition(name, source, *lists, activation, bool(trusted))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _told(prefix: str = "") -> Iterator[None]:
+    """DuckDB's errors as ours, with its words."""
+    try:
+        yield
+    except duckdb.InterruptException:
+        raise KeyboardInterrupt from None
+    except duckdb.Error as error:
+        raise CatalogError(f"{prefix}{error}") from error
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C in the Python client
+            raise KeyboardInterrupt from None
+        raise

@@ -1,0 +1,150 @@
+"""Captured graphs, kept: in memory while their module lives, in the catalog for later sessions.
+
+Both are found by `fingerprint`, so a model whose weights or code changed is captured anew. What comes out of the
+catalog is tried against the model before it is used: a wrong entry costs time, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from krypton.errors import CaptureError, KryptonError
+from krypton.fingerprint import NotKeptError, fingerprint, hash_tensors, tensors_of
+from krypton.ir.serde import graph_from_json, graph_to_json
+from krypton.ir.weights import Reference, WeightStore, leaves
+from krypton.models import Model, Shape, device_of, try_out
+from krypton.planner.capture import TOLERANCE, CapturedModel, capture, check_weights, from_program
+from krypton.planner.whole import run_whole
+
+Origin = Literal["captured", "memory", "catalog"]
+
+
+class GraphStore(Protocol):
+    """What is asked of a catalog."""
+
+    def get_graph(self, key: str) -> tuple[str, bytes] | None: ...
+    def put_graph(self, key: str, graph: str, tensors: bytes) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A model's graph, or None with the `reason` why there is none; then `alone` says whether images must go one by one."""
+
+    model: CapturedModel | None
+    origin: Origin
+    reason: str = ""
+    alone: bool = False
+
+    def same_as(self, other: Captured) -> bool:
+        """Whether plans made for one will do for the other."""
+        return (self.model, self.reason, self.alone) == (other.model, other.reason, other.alone)
+
+
+class GraphCache:
+    """The captured graphs of a session. `store` is a catalog that outlives it, or None."""
+
+    def __init__(self, store: GraphStore | None = None) -> None:
+        self._store = store
+        self._memory: dict[tuple[int, Shape], tuple[weakref.ref[nn.Module], str, Captured]] = {}
+
+    def captured(self, model: Model, *, keep: bool = True) -> Captured:
+        """The graph of a model as it is now; `keep` allows the catalog to be used.
+
+        Raises CaptureError for weights or outputs that are not finite, which is for the user to mend. Whatever else
+        prevents capture is the `reason` in what is returned.
+        """
+        shape = model.preprocessing.shape
+        check_weights(model.module)
+        hashes = hash_tensors(tensors_of(model.module, model.program))
+        try:
+            key = fingerprint(model.module, model.program, shape, hashes)
+        except NotKeptError:
+            return _capture(model)
+        place = id(model.module), shape
+        known = self._memory.get(place)
+        if known is not None and known[0]() is model.module and known[1] == key:
+            return Captured(known[2].model, "memory", known[2].reason, known[2].alone)
+        store = self._store if keep else None
+        found = _load(store, key, hashes, model) if store is not None else None
+        if found is None:
+            found = _capture(model)
+            if store is not None and found.model is not None:
+                store.put_graph(key, *_entry(found.model, set(hashes.values())))
+        self._memory[place] = weakref.ref(model.module, lambda _: self._memory.pop(place, None)), key, found
+        return found
+
+    def uncaptured(self, model: Model) -> Captured:
+        """What a naive run must know of a model; raises CaptureError as `captured` does."""
+        check_weights(model.module)
+        return Captured(None, "captured", alone=_needs_to_be_alone(model))
+
+
+def _capture(model: Model) -> Captured:
+    try:
+        if model.program is None:
+            captured = capture(model.module, model.preprocessing.shape)
+        else:
+            captured = from_program(model.program, model.preprocessing.shape)
+            if not _agrees(captured, model):
+                raise CaptureError("the captured graph does not compute what the program computes")
+    except CaptureError as error:
+        return Captured(None, "captured", str(error), alone=_needs_to_be_alone(model))
+    return Captured(captured, "captured")
+
+
+def _needs_to_be_alone(model: Model) -> bool:
+    """Whether the model gives an image another answer in company, or takes no company at all."""
+    images = _noise(model, 2)
+    singles = torch.cat([try_out(model.module, image[None]) for image in images])
+    try:
+        together = try_out(model.module, images)
+    except KryptonError:
+        return True
+    return float((together - singles).abs().max()) > TOLERANCE * (float(singles.abs().max()) or 1.0)
+
+
+def _agrees(captured: CapturedModel, model: Model) -> bool:
+    """Whether graph and model give one image the same logits."""
+    image = _noise(model, 1)
+    wanted = try_out(model.module, image)
+    given = run_whole(captured.graph, captured.weights, image.to(device_of(model.module))).cpu()
+    scale = float(wanted.abs().max()) or 1.0
+    return given.shape == wanted.shape and float((given - wanted).abs().max()) <= TOLERANCE * scale
+
+
+def _noise(model: Model, count: int) -> Tensor:
+    return torch.randn(count, *model.preprocessing.shape, generator=torch.Generator().manual_seed(1))
+
+
+def _entry(captured: CapturedModel, given: set[Reference]) -> tuple[str, bytes]:
+    """A graph as the catalog keeps it: JSON, and those tensors that are not the model's own (folded constants)."""
+    stored = {leaf for reference in captured.graph.references() for leaf in leaves(reference)}
+    own = {leaf: captured.weights.get(leaf).cpu().clone().contiguous() for leaf in sorted(stored - given)}
+    return json.dumps(graph_to_json(captured.graph)), save_tensors(own)
+
+
+def _load(store: GraphStore, key: str, hashes: Mapping[str, Reference], model: Model) -> Captured | None:
+    """A graph from the catalog with the model's weights in their places; None unless it is there, whole and right."""
+    entry = store.get_graph(key)
+    if entry is None:
+        return None
+    tensors = tensors_of(model.module, model.program)
+    device = device_of(model.module)
+    try:
+        weights = {reference: tensors[name].detach() for name, reference in hashes.items()}
+        weights.update({name: tensor.to(device) for name, tensor in load_tensors(bytes(entry[1])).items()})
+        graph = graph_from_json(json.loads(entry[0]))
+        captured = CapturedModel(graph, WeightStore(weights).restrict(graph.references()), model.preprocessing.shape)
+        return Captured(captured, "catalog") if _agrees(captured, model) else None
+    except (KryptonError, SafetensorError, ValueError, KeyError, TypeError):
+        return None

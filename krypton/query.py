@@ -1,0 +1,187 @@
+"""Lazy queries: planned, explained and run when they are asked to.
+
+Between the session, which binds them, and planner and executor, which know nothing of names, files or progress.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from krypton.answers import Answer, snapshots
+from krypton.bound import BoundQuery, Prepared
+from krypton.destinations import Destination, Tables
+from krypton.errors import BindError, unknown
+from krypton.executor import execute
+from krypton.graphs import Captured, GraphCache
+from krypton.ir.occlusions import Occlusions
+from krypton.ir.plan import QueryPlan
+from krypton.models import device_of
+from krypton.planner.explain import FORMATS, explain
+from krypton.planner.optimizer import plan_query
+from krypton.progress import Report, reporting
+from krypton.results import Heatmap
+
+
+class Query:
+    """One EXPLAIN OCCLUSION, checked, not run yet.
+
+    `partial` and `completed` are there for what an interrupted `run` leaves: the map it was working on, and those that
+    it had finished before (of several images).
+    """
+
+    def __init__(self, bound: BoundQuery, graphs: GraphCache, tables: Tables) -> None:
+        self.bound = bound
+        self.partial: Heatmap | None = None
+        self.completed: list[Heatmap] = []
+        self._graphs = graphs
+        self._tables = tables
+        self._first: Prepared | None = None
+        self._planned: tuple[Captured, Occlusions, QueryPlan] | None = None
+
+    def plan(self) -> QueryPlan:
+        """How the query will be answered (for its first image, if there are several); captures the model if need be."""
+        return self._plan_for(self._prepared(0).occlusions)[1]
+
+    def explain(
+        self, *, format: str = "text", costs: bool = True, analyze: bool = False, verbose: bool = False
+    ) -> str:
+        """The plan as text, JSON, DOT or Mermaid.
+
+        `costs` shows predictions; `analyze` runs the query (on its first image, writing nothing) and shows measured times
+        beside them; `verbose` shows kernels and rules. Raises BindError for an unknown format.
+        """
+        if format.lower() not in FORMATS:
+            raise BindError(unknown("format", format, FORMATS))
+        shown = {"format": format.lower(), "costs": costs, "verbose": verbose}
+        if not analyze:
+            return explain(self.plan(), **shown)  # type: ignore[arg-type]
+        answer: Answer | None = None
+        with closing(self._steps(0, timed=True)) as steps:
+            for answer in steps:
+                pass
+        assert answer is not None
+        return explain(self.plan(), actual=answer.execution.actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
+
+    def run(self, progress: bool | Report = False) -> Heatmap | list[Heatmap]:
+        """The heat map; or a list of them when the query asks for several: TOP k, ALL, OF (SELECT ...), image by image.
+
+        Carries out INTO. `progress` shows a bar on standard error, or is called with (occlusions done, in all). Raises
+        ExecutionError; and KeyboardInterrupt with a text that says what was done, which `partial` and `completed` keep.
+        """
+        self.partial, self.completed = None, []
+        destination = Destination(self.bound, self._tables)
+        with reporting(progress, f"occluding {self.bound.model.name}") as report:
+            for index in range(len(self.bound.images)):
+                self.completed += self._run_image(index, destination, report)
+            destination.finish()
+        return self.completed if self.bound.several else self.completed[0]
+
+    def stream(self) -> Iterator[Heatmap]:
+        """Maps that fill up, the first after the first batch, the last one complete; image after image if there are several.
+
+        Each is the map of the (first) class asked for, and holds its own copy of what was known when it was made. The
+        run stops when the iterator is closed. INTO is not carried out.
+        """
+        for index in range(len(self.bound.images)):
+            with closing(self._steps(index)) as steps:
+                yield from snapshots(steps)
+
+    def estimate(self) -> str:
+        """Not available yet: BindError. `explain` shows what the plan predicts."""
+        raise BindError("ESTIMATE is not available yet: EXPLAIN PLAN FOR the query shows the predicted time")
+
+    def __repr__(self) -> str:
+        return f"Query({self.bound.statement}) – .run() answers it, .explain() shows its plan"
+
+    def _run_image(self, index: int, destination: Destination, report: Report) -> list[Heatmap]:
+        answer: Answer | None = None
+        try:
+            with closing(self._steps(index)) as steps:
+                for answer in steps:
+                    if answer.done == 0:
+                        destination.check(index, answer.targets)
+                    report(*self._progress(index, answer))
+            assert answer is not None
+            return destination.take(index, answer.heatmaps())
+        except KeyboardInterrupt:
+            raise self._interrupted(index, answer, destination) from None
+
+    def _progress(self, index: int, answer: Answer) -> tuple[int, int]:
+        """(done, total) over all images; where images differ in their number of masks, those to come are guessed alike."""
+        return index * answer.total + answer.done, len(self.bound.images) * answer.total
+
+    def _interrupted(self, index: int, answer: Answer | None, destination: Destination) -> KeyboardInterrupt:
+        if answer is None or answer.done == 0:
+            return KeyboardInterrupt("interrupted before any position was done")
+        self.partial = destination.keep_partial(index, answer.heatmap(copy=True))
+        what = "masks" if self.partial.masks is not None else "positions"
+        text = f"interrupted: {answer.done:,} of {answer.total:,} {what} were done"
+        if len(self.bound.images) > 1:
+            text += f" of image {index + 1} of {len(self.bound.images)}"
+        written = self.partial.info.get("written")
+        return KeyboardInterrupt(f"{text}; they are in {written}" if written else text)
+
+    def _steps(self, index: int, *, timed: bool = False) -> Iterator[Answer]:
+        """The answer for one image, growing: once when only the base logits are known, then after every batch."""
+        prepared = self._prepared(index)
+        captured, plan = self._plan_for(prepared.occlusions)
+        execution = execute(
+            plan,
+            prepared.image.input,
+            prepared.fill.values,
+            weights=captured.model.weights if captured.model is not None else None,
+            module=self._module_on(plan.device) if plan.kind == "naive" else None,
+            settings=self.bound.settings,
+            timed=timed,
+        )
+        with closing(execution):
+            answer = Answer(self.bound, prepared, plan, execution)
+            yield answer
+            for batch in execution:
+                answer.take(batch)
+                yield answer
+
+    def _prepared(self, index: int) -> Prepared:
+        if index > 0:
+            return self.bound.prepare(index)
+        if self._first is None:
+            self._first = self.bound.prepare(0)
+        return self._first
+
+    def _plan_for(self, occlusions: Occlusions) -> tuple[Captured, QueryPlan]:
+        """The plan for these occlusions and the model as it is now."""
+        bound = self.bound
+        if bound.mode == "naive":
+            captured = self._graphs.uncaptured(bound.model)
+        else:
+            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"])
+        known = self._planned
+        if known is not None and known[0].same_as(captured) and known[1] is occlusions:
+            return captured, known[2]
+        plan = plan_query(
+            captured.model,
+            occlusions,
+            mode=bound.mode,
+            device=bound.device,
+            model=bound.model.name,
+            settings=bound.settings,
+            reason=captured.reason,
+        )
+        if captured.model is None:
+            plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
+        plan = replace(plan, notes=(*bound.model.notes, *plan.notes))
+        self._planned = captured, occlusions, plan
+        return captured, plan
+
+    def _module_on(self, device: str) -> nn.Module:
+        """The model itself where it is to run; moved as a copy, so that the user's stays where it is."""
+        module = self.bound.model.module
+        if device_of(module) == torch.device(device):
+            return module
+        return copy.deepcopy(module).to(device)
