@@ -191,7 +191,7 @@ def _check_mode(clauses: Clauses) -> None:
             raise BindError("MODE APPROXIMATE is not available yet: use MODE EXACT")
     with clause("WITHIN"):
         if clauses.within is not None:
-            raise BindError("WITHIN needs MODE APPROXIMATE, which is not available yet: leave it out, or ask for fewer positions")
+            raise BindError("WITHIN needs MODE APPROXIMATE, which is not available yet: leave it out, or use a larger STRIDE")
 
 
 def _check_options(options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
@@ -232,7 +232,7 @@ def _check_occlusions(clauses: Clauses, model: Model) -> Occlusions | Superpixel
         for words, value in (("PATCH", clauses.patch), ("STRIDE", clauses.stride), ("IN REGION", clauses.region)):
             if value is not None:
                 with clause(words):
-                    raise BindError(f"{words} and MASKS contradict each other: masks say themselves what is hidden. Leave one out")
+                    raise BindError(f"{words} and MASKS contradict each other: masks say what is hidden. Leave one out")
         with clause("MASKS"):
             if isinstance(clauses.masks, Superpixels):
                 return clauses.masks

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from krypton.errors import BindError, CatalogError, unknown
+from krypton.errors import BindError, CatalogError
 from krypton.models import Definition
 
 VERSION = 1
@@ -41,8 +41,8 @@ class Catalog:
         self.database = os.fspath(database)
         with _told(f"the catalog '{self.database}' cannot be opened: "):
             self._connection = duckdb.connect(os.path.expanduser(self.database) if self.kept else MEMORY)
-            # So that a statement sees the data frames of whoever called us, not only our own variables.
-            self._connection.execute("SET python_scan_all_frames = true")
+            # DuckDB takes unknown tables for Python variables of whoever calls it, and that is us: `register` is for those.
+            self._connection.execute("SET python_enable_replacements = false")
             self._make_tables()
 
     @property
@@ -99,6 +99,11 @@ class Catalog:
         with _told():
             return self._connection.sql(statement, params=dict(params)) if params else self._connection.sql(statement)
 
+    def register(self, name: str, data: Any) -> None:
+        """Let statements read an object of Python's (a data frame, an Arrow table, a dictionary of arrays) as a table."""
+        with _told():
+            self._connection.register(name, data)
+
     def query_paths(self, select: str, params: Mapping[str, Any] | None = None) -> list[str]:
         """The paths that a SELECT gives: its column "path", or its only column. Raises BindError when there are none."""
         relation = self.sql(select, params)
@@ -106,7 +111,8 @@ class Catalog:
             raise BindError("the query for images gives no rows; write (SELECT path FROM ...)")
         names = [name.lower() for name in relation.columns]
         if "path" not in names and len(names) != 1:
-            raise BindError(f'the query for images must have a column "path", or one column; it has {", ".join(relation.columns)}')
+            listing = ", ".join(relation.columns)
+            raise BindError(f'the query for images must have a column "path", or only one column; it has {listing}')
         column = names.index("path") if "path" in names else 0
         with _told():
             values = [row[column] for row in relation.fetchall()]
@@ -164,18 +170,10 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def unknown_model(name: str, known: Sequence[str]) -> BindError:
-    """What to say when no model has that name."""
-    return BindError(
-        f"{unknown('model', name, known)} Make one: CREATE MODEL {name} FROM '<source>'; or name a source in quotes, "
-        "'torchvision:resnet18', 'net.pt2'"
-    )
-
-
 def _definition(row: Sequence[Any]) -> Definition:
     name, source, shape, mean, std, labels, activation, trusted = row
-    lists = [None if values is None else tuple(values) for values in (shape, mean, std, labels)]
-    return Definition(name, source, *lists, activation, bool(trusted))  # type: ignore[arg-type]
+    lists: list[Any] = [None if values is None else tuple(values) for values in (shape, mean, std, labels)]
+    return Definition(name, source, lists[0], lists[1], lists[2], lists[3], activation, bool(trusted))
 
 
 @contextlib.contextmanager

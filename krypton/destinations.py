@@ -90,7 +90,8 @@ class Destination:
         labels = [label_of(index, model.labels, model.outputs) for index in range(model.outputs)]
         written = [expand_name("{class}", "", label).lower() for label in labels]
         count = Counter(written)
-        return [f"{label}-{i}" if count[name] > 1 else label for i, (label, name) in enumerate(zip(labels, written, strict=True))]
+        pairs = enumerate(zip(labels, written, strict=True))
+        return [f"{label}-{index}" if count[name] > 1 else label for index, (label, name) in pairs]
 
 
 def _written(heatmap: Heatmap, where: str) -> Heatmap:

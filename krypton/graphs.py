@@ -1,7 +1,8 @@
 """Captured graphs, kept: in memory while their module lives, in the catalog for later sessions.
 
-Both are found by `fingerprint`, so a model whose weights or code changed is captured anew. What comes out of the
-catalog is tried against the model before it is used: a wrong entry costs time, never a wrong answer.
+Both are found by `fingerprint`, so a model whose weights or code changed is captured anew. With a graph the catalog keeps
+what the model said of a trial image when the graph was verified; before the graph is used again, the model is asked
+once more. So code that no fingerprint sees (a function that the model calls) costs time, never a wrong answer.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 from krypton.errors import CaptureError, KryptonError
 from krypton.fingerprint import NotKeptError, fingerprint, hash_tensors, tensors_of
 from krypton.ir.serde import graph_from_json, graph_to_json
-from krypton.ir.weights import Reference, WeightStore, leaves
+from krypton.ir.weights import Reference, WeightStore, content_hash, leaves
 from krypton.models import Model, Shape, device_of, try_out
 from krypton.planner.capture import TOLERANCE, CapturedModel, capture, check_weights, from_program
 from krypton.planner.whole import run_whole
+
+_TRIAL = "trial"
+"""Beside a graph's own tensors: the model's logits (1, K) for the trial image."""
 
 Origin = Literal["captured", "memory", "catalog"]
 
@@ -64,7 +68,6 @@ class GraphCache:
         prevents capture is the `reason` in what is returned.
         """
         shape = model.preprocessing.shape
-        check_weights(model.module)
         hashes = hash_tensors(tensors_of(model.module, model.program))
         try:
             key = fingerprint(model.module, model.program, shape, hashes)
@@ -79,7 +82,7 @@ class GraphCache:
         if found is None:
             found = _capture(model)
             if store is not None and found.model is not None:
-                store.put_graph(key, *_entry(found.model, set(hashes.values())))
+                store.put_graph(key, *_entry(found.model, set(hashes.values()), model))
         self._memory[place] = weakref.ref(model.module, lambda _: self._memory.pop(place, None)), key, found
         return found
 
@@ -90,6 +93,7 @@ class GraphCache:
 
 
 def _capture(model: Model) -> Captured:
+    check_weights(model.module)
     try:
         if model.program is None:
             captured = capture(model.module, model.preprocessing.shape)
@@ -110,14 +114,17 @@ def _needs_to_be_alone(model: Model) -> bool:
         together = try_out(model.module, images)
     except KryptonError:
         return True
-    return float((together - singles).abs().max()) > TOLERANCE * (float(singles.abs().max()) or 1.0)
+    return not _close(together, singles)
 
 
 def _agrees(captured: CapturedModel, model: Model) -> bool:
-    """Whether graph and model give one image the same logits."""
+    """Whether graph and model give a trial image the same logits."""
     image = _noise(model, 1)
-    wanted = try_out(model.module, image)
     given = run_whole(captured.graph, captured.weights, image.to(device_of(model.module))).cpu()
+    return _close(given, try_out(model.module, image))
+
+
+def _close(given: Tensor, wanted: Tensor) -> bool:
     scale = float(wanted.abs().max()) or 1.0
     return given.shape == wanted.shape and float((given - wanted).abs().max()) <= TOLERANCE * scale
 
@@ -126,11 +133,11 @@ def _noise(model: Model, count: int) -> Tensor:
     return torch.randn(count, *model.preprocessing.shape, generator=torch.Generator().manual_seed(1))
 
 
-def _entry(captured: CapturedModel, given: set[Reference]) -> tuple[str, bytes]:
+def _entry(captured: CapturedModel, given: set[Reference], model: Model) -> tuple[str, bytes]:
     """A graph as the catalog keeps it: JSON, and those tensors that are not the model's own (folded constants)."""
     stored = {leaf for reference in captured.graph.references() for leaf in leaves(reference)}
     own = {leaf: captured.weights.get(leaf).cpu().clone().contiguous() for leaf in sorted(stored - given)}
-    return json.dumps(graph_to_json(captured.graph)), save_tensors(own)
+    return json.dumps(graph_to_json(captured.graph)), save_tensors({**own, _TRIAL: try_out(model.module, _noise(model, 1))})
 
 
 def _load(store: GraphStore, key: str, hashes: Mapping[str, Reference], model: Model) -> Captured | None:
@@ -141,10 +148,14 @@ def _load(store: GraphStore, key: str, hashes: Mapping[str, Reference], model: M
     tensors = tensors_of(model.module, model.program)
     device = device_of(model.module)
     try:
+        own = load_tensors(bytes(entry[1]))
+        trial = own.pop(_TRIAL)
+        if any(content_hash(tensor) != name for name, tensor in own.items()):
+            return None
         weights = {reference: tensors[name].detach() for name, reference in hashes.items()}
-        weights.update({name: tensor.to(device) for name, tensor in load_tensors(bytes(entry[1])).items()})
+        weights.update({name: tensor.to(device) for name, tensor in own.items()})
         graph = graph_from_json(json.loads(entry[0]))
         captured = CapturedModel(graph, WeightStore(weights).restrict(graph.references()), model.preprocessing.shape)
-        return Captured(captured, "catalog") if _agrees(captured, model) else None
+        return Captured(captured, "catalog") if _close(try_out(model.module, _noise(model, 1)), trial) else None
     except (KryptonError, SafetensorError, ValueError, KeyError, TypeError):
         return None

@@ -80,11 +80,8 @@ def show(what: Listing, known: Known) -> Table:
             )
         case "operators":
             return _table(
-                ("name", "linear", "reads", "description", "aten"),
-                [
-                    (name, operator.linear, operator.reads, _first_sentence(operator.__doc__), ", ".join(operator.targets))
-                    for name, operator in sorted(OPERATORS.items())
-                ],
+                ("name", "linear", "reads", "lifts"),
+                [(name, op.linear, op.reads, _calls(op.targets)) for name, op in sorted(OPERATORS.items())],
             )
         case "kernels":
             return _table(("operator", "name", "priority"), [(k.operator, k.name, k.priority) for k in KERNELS])
@@ -172,5 +169,6 @@ def _labels(labels: Sequence[str] | None) -> str:
     return f"{len(labels):,}: " + ", ".join(labels[:3]) + (" …" if len(labels) > 3 else "")
 
 
-def _first_sentence(text: str | None) -> str:
-    return " ".join((text or "").split()).partition(". ")[0].rstrip(".")
+def _calls(targets: Sequence[str]) -> str:
+    """ATen calls by name, without namespace and overload."""
+    return ", ".join(dict.fromkeys(target.removeprefix("aten.").partition(".")[0] for target in targets))

@@ -24,6 +24,7 @@ from krypton.errors import BindError, CaptureError, unknown
 from krypton.images import Preprocessing, nearest_file
 from krypton.planner.capture import check_weights, evaluating
 from krypton.results.scores import ACTIVATIONS, Activation, default_activation
+from krypton.sql.places import clause
 
 Shape = tuple[int, int, int]
 
@@ -99,23 +100,25 @@ def make_model(loaded: Loaded, definition: Definition) -> Model:
     """
     check_weights(loaded.module)
     shape = definition.input_shape or loaded.input_shape or (first_channels(loaded.module), *DEFAULT_SIZE)
-    preprocessing = Preprocessing(
-        *shape,
-        definition.mean or _if_of_length(loaded.mean, shape[0]) or (0.0,) * shape[0],
-        definition.std or _if_of_length(loaded.std, shape[0]) or (1.0,) * shape[0],
-    )
+    mean = definition.mean or _if_of_length(loaded.mean, shape[0]) or (0.0,) * shape[0]
+    std = definition.std or _if_of_length(loaded.std, shape[0]) or (1.0,) * shape[0]
+    with clause("STD" if len(mean) == shape[0] else "MEAN"):
+        preprocessing = Preprocessing(*shape, mean, std)
     outputs = loaded.outputs
     if outputs is None or shape != loaded.input_shape:
-        outputs = count_outputs(loaded.module, shape)
-    if definition.labels is not None and len(definition.labels) != outputs:
-        raise BindError(f"there are {len(definition.labels):,} LABELS, but the model has {outputs:,} outputs: one label for each")
+        with clause("INPUT"):
+            outputs = count_outputs(loaded.module, shape)
+    labels = definition.labels
+    if labels is not None and len(labels) != outputs:
+        with clause("LABELS"):
+            raise BindError(f"there are {len(labels):,} LABELS, but the model has {outputs:,} outputs: give one label for each")
     return Model(
         definition.name,
         loaded.module,
         preprocessing,
         outputs,
         definition.activation or default_activation(outputs),
-        definition.labels or _if_of_length(loaded.labels, outputs),
+        labels or _if_of_length(loaded.labels, outputs),
         definition.source or LIVE,
         loaded.program,
         loaded.random,

@@ -6,7 +6,7 @@ Between the session, which binds them, and planner and executor, which know noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
 
@@ -26,6 +26,8 @@ from krypton.planner.explain import FORMATS, explain
 from krypton.planner.optimizer import plan_query
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
+
+_ALONE = "images go through the model one by one: it mixes the examples of a batch, or takes no batches"
 
 
 class Query:
@@ -48,9 +50,7 @@ class Query:
         """How the query will be answered (for its first image, if there are several); captures the model if need be."""
         return self._plan_for(self._prepared(0).occlusions)[1]
 
-    def explain(
-        self, *, format: str = "text", costs: bool = True, analyze: bool = False, verbose: bool = False
-    ) -> str:
+    def explain(self, *, format: str = "text", costs: bool = True, analyze: bool = False, verbose: bool = False) -> str:
         """The plan as text, JSON, DOT or Mermaid.
 
         `costs` shows predictions; `analyze` runs the query (on its first image, writing nothing) and shows measured times
@@ -61,11 +61,8 @@ class Query:
         shown = {"format": format.lower(), "costs": costs, "verbose": verbose}
         if not analyze:
             return explain(self.plan(), **shown)  # type: ignore[arg-type]
-        answer: Answer | None = None
         with closing(self._steps(0, timed=True)) as steps:
-            for answer in steps:
-                pass
-        assert answer is not None
+            *_, answer = steps
         return explain(self.plan(), actual=answer.execution.actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
 
     def run(self, progress: bool | Report = False) -> Heatmap | list[Heatmap]:
@@ -93,8 +90,8 @@ class Query:
                 yield from snapshots(steps)
 
     def estimate(self) -> str:
-        """Not available yet: BindError. `explain` shows what the plan predicts."""
-        raise BindError("ESTIMATE is not available yet: EXPLAIN PLAN FOR the query shows the predicted time")
+        """Not available yet: raises BindError. `explain` shows what the plan predicts."""
+        raise BindError("estimate() is not available yet: explain() shows the predicted time")
 
     def __repr__(self) -> str:
         return f"Query({self.bound.statement}) – .run() answers it, .explain() shows its plan"
@@ -127,7 +124,7 @@ class Query:
         written = self.partial.info.get("written")
         return KeyboardInterrupt(f"{text}; they are in {written}" if written else text)
 
-    def _steps(self, index: int, *, timed: bool = False) -> Iterator[Answer]:
+    def _steps(self, index: int, *, timed: bool = False) -> Generator[Answer]:
         """The answer for one image, growing: once when only the base logits are known, then after every batch."""
         prepared = self._prepared(index)
         captured, plan = self._plan_for(prepared.occlusions)
@@ -175,7 +172,8 @@ class Query:
         )
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
-        plan = replace(plan, notes=(*bound.model.notes, *plan.notes))
+        notes = (_ALONE,) if captured.alone else ()
+        plan = replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
         self._planned = captured, occlusions, plan
         return captured, plan
 

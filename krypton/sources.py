@@ -142,7 +142,7 @@ def _with_own_weights(architecture: _Architecture) -> Loaded:
             try:
                 module = architecture.build(weights=member)
             except Exception as error:  # zip, pickle and shapes each fail in their own ways
-                raise CaptureError(f"torchvision's weights '{file}' cannot be read: {first_line(error)}. Delete the file") from error
+                raise CaptureError(f"weights file '{file}' cannot be read, delete it: {first_line(error)}") from error
             return Loaded(module, **architecture.describe(weights=member))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -168,8 +168,7 @@ def _fit(architecture: _Architecture, state: Mapping[str, Tensor], path: Path) -
         channels = _adapt_channels(module, state)
     _compare(module.state_dict(), state, f"'{path}' does not fit torchvision's {architecture.name}")
     complete = OrderedDict(
-        (name, state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype)))
-        for name, tensor in module.state_dict().items()
+        (name, state.get(name, torch.zeros(tensor.shape, dtype=tensor.dtype))) for name, tensor in module.state_dict().items()
     )
     # Some of torchvision's modules load old versions of themselves differently; files without versions are new.
     complete._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
@@ -254,7 +253,8 @@ def _load_pickled(path: Path, trusted: bool) -> Loaded:
     content = _unpickle(path, trusted)
     if isinstance(content, nn.Module):
         return Loaded(content)
-    name = next((content[key] for key in ("architecture", "arch") if key in content), None) if isinstance(content, dict) else None
+    named = content if isinstance(content, dict) else {}
+    name = named.get("architecture", named.get("arch"))
     return _fit(_named_architecture(name, path), _state(content, path), path)
 
 
@@ -336,7 +336,7 @@ def _load_program(path: Path, trusted: bool) -> Loaded:
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     shapes = [tuple(values[name].shape) for name in inputs if isinstance(values.get(str(name)), Tensor)]
     if len(inputs) != 1 or len(shapes) != 1 or len(shapes[0]) != 4:
-        raise CaptureError(f"the program in '{path}' must take one tensor, (batch, channels, height, width); it takes {shapes}")
+        raise CaptureError(f"the program in '{path}' must take one tensor (batch, channels, height, width), not {shapes}")
     shape = shapes[0][1:]
     whole = all(isinstance(length, int) for length in shape)
     return Loaded(module, program, input_shape=shape if whole else None)

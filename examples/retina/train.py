@@ -143,6 +143,7 @@ def save(model: RetinaNet, folder: Path, metadata: dict[str, str]) -> None:
     weights = folder / "retina.safetensors"
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, f"{weights}.part", metadata=metadata)
+    os.chmod(f"{weights}.part", 0o644)
     os.replace(f"{weights}.part", weights)
     labels = folder / "labels.txt"
     Path(f"{labels}.part").write_text("".join(f"{label}\n" for label in LABELS))

@@ -1,4 +1,7 @@
-"""A bar for one query: positions done, rate and time left, on standard error and only when that is a terminal."""
+"""A bar for one query: positions done, rate and time left, on standard error and only when that is a terminal.
+
+`Query.run(progress=True)` draws one too, for programs; this one shares the screen, and vanishes.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from krypton.cli.screen import Screen
 
 
 class ProgressBar:
-    """A context manager that shows how far a query is; call it with (positions done, positions in all).
+    """A context manager that shows how far a query is; call it with (occlusions done, occlusions in all).
 
-    Until the first call it says that the query is being planned. It vanishes when the query ends.
+    Until the first call it says only that work is going on: loading, capturing, planning.
     """
 
-    def __init__(self, screen: Screen) -> None:
-        self.enabled = screen.err.is_terminal
+    def __init__(self, screen: Screen, doing: str = "occluding") -> None:
+        self._doing = doing
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -26,18 +29,14 @@ class ProgressBar:
             _Positions(),
             console=screen.err,
             transient=True,
-            disable=not self.enabled,
+            disable=not screen.err.is_terminal,
             redirect_stdout=False,  # results belong to standard output, whatever is drawn on standard error
             redirect_stderr=False,
         )
-        self._task = self._progress.add_task("planning", total=None)
+        self._task = self._progress.add_task("working", total=None)
 
     def __call__(self, done: int, total: int) -> None:
-        task = self._progress.tasks[0]
-        if task.total != total or done < task.completed:
-            # A query over several images starts anew with each.
-            self._progress.reset(self._task, total=total, description="occluding")
-        self._progress.update(self._task, completed=done)
+        self._progress.update(self._task, completed=done, total=total, description=self._doing)
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()
@@ -48,20 +47,19 @@ class ProgressBar:
 
 
 class _Positions(ProgressColumn):
-    """`1,234 of 2,809 positions, 345 per second, 0:00:04 left`."""
+    """How far, how fast, how long yet."""
 
     def render(self, task: Task) -> Text:
         return Text(describe(int(task.completed), task.total, task.speed))
 
 
 def describe(done: int, total: float | None, speed: float | None) -> str:
-    """How far a query is, in words; `speed` is in positions per second, None while it is not known."""
+    """`1,234 of 2,809, 345 per second, 0:00:05 left`; `speed` is per second, None while it is not known."""
     if total is None:
         return ""
-    text = f"{done:,} of {int(total):,} positions"
+    text = f"{done:,} of {int(total):,}"
     if speed:
-        left = datetime.timedelta(seconds=round((total - done) / speed))
-        text += f", {rate(speed)}, {left} left"
+        text += f", {rate(speed)}, {datetime.timedelta(seconds=round((total - done) / speed))} left"
     return text
 
 

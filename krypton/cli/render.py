@@ -6,7 +6,7 @@ aligned text. Nothing that comes from the user's data is interpreted: no markup,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +15,26 @@ from rich.text import Text
 
 from krypton.cli.progress import rate
 from krypton.cli.screen import Screen
-from krypton.errors import KryptonError
 from krypton.results import Heatmap
 
 _MOST_ROWS = 50
 _LONGEST_CELL = 200
 _MAP_COLUMNS = 60
-# What DuckDB calls the result of a statement that has none, such as CREATE TABLE: nothing to show.
+_MOST_MAPS = 4
+# What DuckDB calls the result of a statement that has none, such as CREATE TABLE.
 _NO_RESULT = (["Success"], ["Count"])
 
 
 def show(screen: Screen, result: Any) -> None:
-    """Show whatever a statement gave: nothing, a text, a heat map or several, rows, or a relation of DuckDB."""
+    """Show whatever a statement gave: nothing, a heat map or several, a relation or table, or a message as it is."""
     if result is None:
         return
     if isinstance(result, Heatmap):
-        show_heatmap(screen, result)
-    elif _is_relation(result):
+        _show_heatmaps(screen, [result])
+    elif isinstance(result, list) and all(isinstance(part, Heatmap) for part in result):
+        _show_heatmaps(screen, result)
+    elif hasattr(result, "fetchall") and hasattr(result, "columns"):
         _show_relation(screen, result)
-    elif isinstance(result, Sequence) and not isinstance(result, str):
-        if all(isinstance(row, Mapping) for row in result):
-            columns = list(result[0]) if result else []
-            show_table(screen, columns, [tuple(row[column] for column in columns) for row in result])
-        else:
-            for part in result:
-                show(screen, part)
     else:
         screen.write(str(result))
 
@@ -99,16 +94,30 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
 
 
+def _show_heatmaps(screen: Screen, heatmaps: Sequence[Heatmap]) -> None:
+    """Those that a terminal has room for, all of them in a pipe; and, once each, the notes of their plans."""
+    shown = heatmaps[:_MOST_ROWS] if screen.interactive else heatmaps
+    for index, heatmap in enumerate(shown):
+        if index < _MOST_MAPS:
+            show_heatmap(screen, heatmap)
+        else:
+            screen.write(summary(heatmap))
+    if len(shown) < len(heatmaps):
+        screen.say(f"The first {len(shown)} of {len(heatmaps):,} heat maps are shown.", style="dim")
+    for note in dict.fromkeys(note for heatmap in heatmaps for note in heatmap.info.get("notes", ())):
+        screen.say(f"Note: {printable(note)}", style="dim")
+
+
 def _show_relation(screen: Screen, relation: Any) -> None:
     columns = list(relation.columns)
+    if columns in _NO_RESULT and getattr(relation, "type", "QUERY_RELATION") != "QUERY_RELATION":
+        return
     if columns == ["explain_key", "explain_value"]:
         for _, plan in relation.fetchall():
             screen.write(plan)
         return
     # A relation runs anew at each call, so it is asked once: for one row more than a terminal shows, or for all.
     rows = relation.limit(_MOST_ROWS + 1).fetchall() if screen.interactive else relation.fetchall()
-    if columns in _NO_RESULT and not rows:
-        return
     shown = rows[:_MOST_ROWS] if screen.interactive else rows
     show_table(screen, columns, shown, more=len(shown) < len(rows))
 
@@ -120,10 +129,6 @@ def _write_aligned(screen: Screen, header: list[str], rows: list[list[str]], num
             cell.rjust(width) if right else cell.ljust(width) for cell, width, right in zip(row, widths, numeric, strict=True)
         )
         screen.write("  ".join(cells).rstrip())
-
-
-def _is_relation(result: Any) -> bool:
-    return hasattr(result, "fetchall") and hasattr(result, "columns")
 
 
 def _is_number(value: Any) -> bool:

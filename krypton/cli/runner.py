@@ -1,16 +1,16 @@
 """Running scripts: every statement in order, its result shown, until one fails or somebody interrupts.
 
-Between the language and the screen; main.py and shell.py use it alike.
+Between the session and the screen; main.py and shell.py use it alike.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import duckdb
 
@@ -18,12 +18,12 @@ from krypton.cli.progress import ProgressBar
 from krypton.cli.render import show
 from krypton.cli.screen import Screen
 from krypton.errors import ExecutionError
-from krypton.results import Heatmap
-from krypton.sql import parse_script, to_sql
-from krypton.sql.ast import ExplainOcclusion, IntoFile, Statement
+from krypton.query import Query
+from krypton.session import Connection
+from krypton.sql import parse_script
+from krypton.sql.lexemes import split
 
-if TYPE_CHECKING:
-    from krypton.session import Connection, Query
+_NOT_A_LINE_END = re.compile(r"[^\n]")
 
 
 @dataclass
@@ -39,30 +39,37 @@ class Runner:
 
         Raises KryptonError at the first statement that fails, KeyboardInterrupt after saying what was done.
         """
-        for statement in parse_script(text):
-            start = time.perf_counter()
+        try:
             with _duckdb_errors():
-                self._run(statement)
-            if self.timer:
-                self.screen.say(f"{time.perf_counter() - start:.3f} s", style="dim")
+                for statement in statements(text):
+                    start = time.perf_counter()
+                    self._run(statement)
+                    if self.timer:
+                        self.screen.say(f"{time.perf_counter() - start:.3f} s", style="dim")
+        except KeyboardInterrupt as interrupt:
+            self.screen.say(str(interrupt) or "interrupted", style="yellow")
+            raise
 
     def run_file(self, path: Path) -> None:
         """Run the statements of a file; raises ExecutionError when it cannot be read."""
         self.run_script(read_script(path))
 
-    def _run(self, statement: Statement) -> None:
-        result = self.connection.sql(to_sql(statement))
-        if isinstance(statement, ExplainOcclusion):
-            result = self._run_query(result, statement)
+    def _run(self, statement: str) -> None:
+        with ProgressBar(self.screen) as bar:
+            result = self.connection.sql(statement)
+            if isinstance(result, Query):
+                result = result.run(progress=bar)
         show(self.screen, result)
 
-    def _run_query(self, query: Query, statement: ExplainOcclusion) -> Any:
-        try:
-            with ProgressBar(self.screen) as bar:
-                return query.run(progress=bar if bar.enabled else False)
-        except KeyboardInterrupt:
-            self.screen.say(what_was_done(getattr(query, "partial", None), statement), style="yellow")
-            raise
+
+def statements(text: str) -> list[str]:
+    """The statements of a script, each with blanks before it, so that errors name its place in the script.
+
+    Raises ParserError for the first mistake in any of them.
+    """
+    parse_script(text)
+    written = [(lexemes[0].start, lexemes[-1].stop) for lexemes in split(text) if lexemes]
+    return [_NOT_A_LINE_END.sub(" ", text[:start]) + text[start:stop] for start, stop in written]
 
 
 def read_script(path: Path) -> str:
@@ -75,16 +82,6 @@ def read_script(path: Path) -> str:
         raise ExecutionError(f"script '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def what_was_done(partial: Heatmap | None, statement: ExplainOcclusion) -> str:
-    """What an interrupted query leaves, in one line."""
-    done = "before any position was done"
-    if partial is not None:
-        what = "masks" if partial.masks is not None else "positions"
-        done = f"{int(partial.known.sum()):,} of {partial.known.numel():,} {what} were done"
-    text = f"Interrupted: {done}"
-    return f"{text}; '{statement.into.path}' was not written." if isinstance(statement.into, IntoFile) else f"{text}."
-
-
 @contextmanager
 def _duckdb_errors() -> Iterator[None]:
     """DuckDB's relations are lazy: what is wrong with a SELECT may show only when its rows are asked for."""
@@ -95,6 +92,6 @@ def _duckdb_errors() -> Iterator[None]:
     except duckdb.Error as error:
         raise ExecutionError(str(error)) from error
     except RuntimeError as error:
-        if str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C in the Python client
+        if str(error) == "Query interrupted":  # how DuckDB's Python client reports Ctrl-C
             raise KeyboardInterrupt from None
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
@@ -94,7 +94,7 @@ def run_shell(runner: Runner) -> None:
         multiline=True,
         key_bindings=_bindings(),
         history=_history(),
-        completer=StatementCompleter(_names(runner), shell.commands),
+        completer=make_completer(runner, shell.commands),
         complete_while_typing=False,
         lexer=StatementLexer(),
         auto_suggest=AutoSuggestFromHistory(),
@@ -108,6 +108,17 @@ def run_shell(runner: Runner) -> None:
         except EOFError:
             break
         shell.run(text)
+
+
+def make_completer(runner: Runner, commands: Iterable[str]) -> StatementCompleter:
+    """Completion with the names that the runner's session knows; nothing is loaded for it."""
+    catalog, library = runner.connection.catalog, runner.connection.library
+
+    def labels(model: str) -> Sequence[str]:
+        live = library.live(model)
+        return (live.labels if live is not None else library.definition(model).labels) or ()
+
+    return StatementCompleter(Names(lambda: [definition.name for definition in catalog.models()], labels), commands)
 
 
 def is_complete(text: str) -> bool:
@@ -150,8 +161,3 @@ def _bindings() -> KeyBindings:
             buffer.newline()
 
     return bindings
-
-
-def _names(runner: Runner) -> Names:
-    connection = runner.connection
-    return Names(connection.models, connection.labels)

@@ -103,8 +103,8 @@ def execute(
         assert plan.tensor is not None
         actual: dict[int, float] = {}
         program = Program(plan.tensor, weights, device, actual if timed else None, cancelled, settings["debug"])
-        base = program.prepare(occluder.image)
         chosen = plan.tensor.tiling.tiles(plan.occlusions) if tiles is None else tiles
+        base = program.prepare(occluder.image, chosen)
         return Execution(base.cpu(), _scoped(_batches(program, plan.tensor, occluder, chosen), settings), actual, started)
 
 

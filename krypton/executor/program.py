@@ -6,8 +6,9 @@ on batches gathered from several tiles.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from krypton.ir.graph import Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import Reference, WeightStore
-from krypton.kernels import choose, find
+from krypton.kernels import Kernel, choose, find
 from krypton.kernels.registry import Runner
 from krypton.operators.base import Value, ViewKey, channels_last, operator_of
 from krypton.planner.fields import Fields
@@ -76,15 +77,23 @@ class Program:
             names = node.kernel.split("+") if node.kernel else ["reference"]
             served = choose(node.op, node, self.device, reference=True)  # does this operator use kernels at all?
             if node.op != "combine" and served:
-                kernels[node.id] = find(node.op, names[0]).build(node, self._weights.get)
+                kernels[node.id] = self._build(find(node.op, names[0]), node)
             if node.epilogue or node.id in self.fields.places or node.op == "conv":
                 # a node without epilogue may still have to be copied to its place
                 name = names[-1] if node.epilogue else choose("combine", node, self.device)
-                combines[node.id] = find("combine", name).build(node, self._weights.get)
+                combines[node.id] = self._build(find("combine", name), node)
         return kernels, combines
 
-    def prepare(self, image: Tensor) -> Tensor:
-        """Compute the base views of an image (C, H, W) on the device; returns the base logits (K,)."""
+    def _build(self, kernel: Kernel, node: Node) -> Runner:
+        """A kernel for a node, shared by all runs on these weights."""
+        key = kernel, json.dumps(node.attrs), tuple(node.weights.items()), node.function, str(self.device)
+        return self._weights.prepared(key, lambda: kernel.build(node, self._weights.get))
+
+    def prepare(self, image: Tensor, tiles: Sequence[OcclusionTile]) -> Tensor:
+        """Compute the base views of an image (C, H, W) on the device, and the tiles' geometry; returns base logits (K,)."""
+        for axis, intervals in enumerate(({tile.rows for tile in tiles}, {tile.columns for tile in tiles})):
+            for interval in intervals:
+                self.fields.axis(axis, interval)  # type: ignore[arg-type]
         self._image = channels_last(image[None])
         logits = self._materialise()
         if self.plan.view_scope == "batch":
@@ -140,7 +149,8 @@ class Program:
         if node.mode == "project" and all(value is None for value in inputs):
             base = self._base_of(node)
             return base.expand(running.batch, *base.shape[1:])
-        if running.field(node).empty:
+        # axes are worked out apart: a union of boxes that are empty along different axes is not empty, and nothing changed
+        if running.field(node).empty or all(value is None for value in inputs):
             return None
         value = operator_of(node).delta(node, inputs, running)
         if self._debug and isinstance(value, Delta):

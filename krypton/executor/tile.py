@@ -75,8 +75,8 @@ class RunningTile:
 
     def finish(self, node: Node, result: Delta | None, extra: Sequence[Delta | None]) -> Delta:
         """Apply a node's epilogue to its own result and its further inputs, and put the delta where it belongs."""
-        field, window, epilogue = self.field(node), self._window(node), node.epilogue
-        if epilogue is None and result is not None and node.id not in self._program.fields.places and window == field:
+        field, epilogue = self.field(node), node.epilogue
+        if epilogue is None and result is not None and self._in_place(node):
             return result
         terms: list[tuple[Delta, Tensor | None]] = []
         if epilogue is None:
@@ -87,13 +87,18 @@ class RunningTile:
                 delta = result if term.input < 0 else extra[term.input - first]
                 if delta is not None:
                     terms.append((delta, self.weight(term.scale) if term.scale else None))
+            terms.sort(key=lambda term: term[0] is not result)  # kernels read what they overwrite first
         base = None
         if epilogue is not None and epilogue.function is not None:
             (top, bottom), (left, right) = field
             base = self.view(node.id, "pre")[:, :, top:bottom, left:right]
-        target = self.target(node)
+        # in place where the node's own result already has the right extent: one pass over memory less
+        target = result if result is not None and self._in_place(node) else self.target(node)
         self._program.combines[node.id](target, field, terms, base)
         return target
+
+    def _in_place(self, node: Node) -> bool:
+        return node.id not in self._program.fields.places and self._window(node) == self.field(node)
 
     # debug runs
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,6 +19,7 @@ from torch import Tensor
 from krypton.errors import PlanError
 
 Reference = str
+T = TypeVar("T")
 
 
 def content_hash(tensor: Tensor) -> str:
@@ -54,6 +56,14 @@ class WeightStore:
     def __init__(self, tensors: dict[Reference, Tensor] | None = None) -> None:
         self._tensors: dict[Reference, Tensor] = dict(tensors or {})
         self._derived: dict[Reference, Tensor] = {}
+        self._prepared: dict[Hashable, Any] = {}
+
+    def prepared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Something made of these weights (a kernel with its own layout of them), made once and kept with them."""
+        if key not in self._prepared:
+            self._prepared[key] = make()
+        made: T = self._prepared[key]
+        return made
 
     def add(self, tensor: Tensor) -> Reference:
         """Store a tensor; equal contents are kept once."""

@@ -17,7 +17,7 @@ from krypton.kernels.registry import Kernel, Runner, register_kernel
 from krypton.operators.base import channels_last
 from krypton.operators.conv import convolve
 
-_SHAPE_HINT = (16, 14)  # batch and side that oneDNN lays the weights out for; others run too
+_SAME_MAGNITUDE = 1.8
 
 
 def _build_reference(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
@@ -34,18 +34,30 @@ def _onednn_supports(node: Node, device: torch.device) -> bool:
 
 
 def _build_onednn(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    """oneDNN with weights laid out once, which PyTorch otherwise does at every call."""
+    """oneDNN with weights laid out beforehand, which PyTorch otherwise does at every call.
+
+    The best layout depends on the shape: weights laid out for 14×14 maps can run at a quarter of the speed on 7×7. So they
+    are laid out at the first use, and again only for maps of another magnitude.
+    """
     stride, dilation, groups = list(node.attrs["stride"]), list(node.attrs["dilation"]), node.attrs["groups"]
-    batch, side = _SHAPE_HINT
-    extents = [d * (k - 1) + 1 for k, d in zip(node.attrs["kernel"], dilation, strict=True)]
-    hint = [batch, node.attrs["in_channels"], side + extents[0] - 1, side + extents[1] - 1]
-    packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
-        weight(node.weights["weight"]).contiguous().to_mkldnn(), [0, 0], stride, dilation, groups, hint
-    )
+    plain = weight(node.weights["weight"]).contiguous()
+    layouts: list[tuple[int, Tensor]] = []  # pixels it was made for, weights
     convolution = torch.ops.mkldnn._convolution_pointwise.default
 
+    def laid_out(x: Tensor, padding: list[int]) -> Tensor:
+        pixels = x.shape[2] * x.shape[3]
+        for made_for, packed in layouts:
+            if made_for <= pixels * _SAME_MAGNITUDE and pixels <= made_for * _SAME_MAGNITUDE:
+                return packed
+        packed = torch._C._nn.mkldnn_reorder_conv2d_weight(  # type: ignore[call-arg]
+            plain.to_mkldnn(), padding, stride, dilation, groups, list(x.shape)
+        )
+        layouts.append((pixels, packed))
+        return packed
+
     def run(x: Tensor, padding: tuple[int, int]) -> Tensor:
-        return channels_last(convolution(x, packed, None, list(padding), stride, dilation, groups, "none", [], ""))
+        pads = list(padding)
+        return channels_last(convolution(x, laid_out(x, pads), None, pads, stride, dilation, groups, "none", [], ""))
 
     return run
 

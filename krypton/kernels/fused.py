@@ -1,18 +1,21 @@
 """Everything elementwise and every pooling window of a delta, in one pass each.
 
 combine: `run(target, field, terms, base)` writes f(base + Σ scale·Δ) − f(base) on `field` and zero elsewhere in `target`;
-`terms` are (Delta, scale (C,) or None), `base` is the view (1, C, h, w) on the field, None without a function.
+`terms` are (Delta, scale (C,) or None), the first may be `target` itself; `base` is the view (1, C, h, w) on the field, None
+without a function.
 max_pool: `run(target, source, view, result)`; avg_pool: `run(target, source)`. Views are whole maps (1, C, H, W).
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krypton.errors import PlanError
 from krypton.ir.delta import Box, Delta
 from krypton.ir.graph import Node
 from krypton.ir.weights import Reference
@@ -34,10 +37,16 @@ def _native_supports(node: Node, device: torch.device) -> bool:
     return len(node.epilogue.terms) <= native.MOST_TERMS and (function is None or function.name in native.NATIVE_FUNCTIONS)
 
 
+def _library() -> ctypes.CDLL:
+    loaded = native.library()
+    if loaded is None:
+        raise PlanError("the plan wants compiled kernels, which need a C++ compiler here: plan the query again on this machine")
+    return loaded
+
+
 def _build_combine_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    loaded, function = native.library(), node.function
-    assert loaded is not None
-    call = loaded.krypton_combine
+    function = node.function
+    call = _library().krypton_combine
     number = native.NATIVE_FUNCTIONS[function.name] if function else 0
     p, q = (*(function.parameters if function else ()), 0.0, 0.0)[:2]
 
@@ -79,9 +88,7 @@ def _build_combine_reference(node: Node, weight: Callable[[Reference], Tensor]) 
 
 
 def _build_max_pool_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    loaded = native.library()
-    assert loaded is not None
-    call = loaded.krypton_max_pool
+    call = _library().krypton_max_pool
     numbers = [n for name in ("kernel", "stride", "padding", "dilation") for n in node.attrs[name]]
 
     def run(target: Delta, source: Delta, view: Tensor, result: Tensor) -> None:
@@ -116,9 +123,7 @@ def _build_max_pool_reference(node: Node, weight: Callable[[Reference], Tensor])
 
 
 def _build_avg_pool_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    loaded = native.library()
-    assert loaded is not None
-    call = loaded.krypton_avg_pool
+    call = _library().krypton_avg_pool
     numbers = [n for name in ("kernel", "stride", "padding") for n in node.attrs[name]]
 
     def run(target: Delta, source: Delta) -> None:

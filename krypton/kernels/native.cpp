@@ -67,9 +67,9 @@ void add_term(float *out, i64 out_pixel, const Term &term, const float *source, 
     float *target = out + from * channels;
     const float *s = source + (from - term.left) * channels;
     const i64 count = (to - from) * channels;
-    if (first)
+    if (first && target != s) // in place: nothing to copy
       std::memcpy(target, s, sizeof(float) * count);
-    else
+    else if (!first)
 #pragma omp simd
       for (i64 c = 0; c < count; ++c)
         target[c] += s[c];
@@ -88,7 +88,8 @@ void add_term(float *out, i64 out_pixel, const Term &term, const float *source, 
       for (i64 c = 0; c < channels; ++c)
         target[c] += scale[c] * s[c];
     } else if (first) {
-      std::memcpy(target, s, sizeof(float) * channels);
+      if (target != s)
+        std::memcpy(target, s, sizeof(float) * channels);
     } else {
 #pragma omp simd
       for (i64 c = 0; c < channels; ++c)
@@ -113,6 +114,7 @@ void zero_pixels(float *out, i64 pixel, i64 from, i64 to, i64 channels) {
 extern "C" {
 
 // Delta of `f(sum of terms)`: out = f(base + sum) - f(base) inside the field, zero elsewhere in the output window.
+// The first term may be `out` itself.
 void krypton_combine(const i64 *a, double p, double q) {
   float *out = reinterpret_cast<float *>(a[0]);
   const i64 batch = a[1], height = a[2], width = a[3], channels = a[4];
@@ -151,6 +153,8 @@ void krypton_combine(const i64 *a, double p, double q) {
       add_term(row, out_pixel, term, source, from, to, channels, first);
       first = false;
     }
+    if (first)
+      zero_pixels(row, out_pixel, left, right, channels);
     if (function) {
       const float *b = base + (y - top) * base_row;
       if (out_pixel == channels && base_pixel == channels)

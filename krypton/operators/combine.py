@@ -145,6 +145,8 @@ def _affine(call: Call, build: Builder, source: Input, scale: Tensor | None, shi
 
 def _lift_arithmetic(call: Call, build: Builder) -> int | None:
     operation = call.target.split(".")[1]
+    if not call.shape:  # one number per image
+        return None
     left = call.get("self", call.get("input"))
     if operation == "neg":
         return _affine(call, build, left, -_ones(call), None) if isinstance(left, Input) else None

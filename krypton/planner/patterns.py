@@ -97,6 +97,19 @@ def channel_pieces(fx_node: fx.Node, target: str, shape: tuple[int, ...]) -> lis
     return bounds
 
 
+def selected_channel(fx_node: fx.Node) -> tuple[fx.Node, int] | None:
+    """unsqueeze(x[:, c], 1), as torchvision's Inception and GoogLeNet take their input apart: x and c."""
+    if not _is(fx_node, "unsqueeze") or fx_node.args[1] not in (1, -3):
+        return None
+    inner = fx_node.args[0]
+    if not isinstance(inner, fx.Node) or str(inner.target) != "aten.select.int" or inner.args[1] not in (1, -3):
+        return None
+    source, _, channel = inner.args
+    if not isinstance(source, fx.Node) or source.meta["val"].dim() != 4 or not isinstance(channel, int):
+        return None
+    return source, channel % int(source.meta["val"].shape[1])
+
+
 def _is(node: object, *names: str) -> bool:
     return isinstance(node, fx.Node) and str(node.target) in {f"aten.{name}.default" for name in names}
 

@@ -19,7 +19,7 @@ from krypton.ir.graph import Epilogue, Graph, Node
 from krypton.ir.weights import Reference, WeightStore
 from krypton.operators.base import BY_TARGET, Call, Input, Operator
 from krypton.operators.opaque import encode
-from krypton.planner.patterns import IDENTITIES, channel_pieces, response_norm, shuffle_groups
+from krypton.planner.patterns import IDENTITIES, channel_pieces, response_norm, selected_channel, shuffle_groups
 
 NHWC = (0, 2, 3, 1)
 NCHW = (0, 3, 1, 2)
@@ -62,7 +62,8 @@ class _Recogniser:
         weights: Mapping[str, Tensor] | None = None,
         epilogue: Epilogue | None = None,
     ) -> int:
-        stored = {name: self.store(tensor) for name, tensor in (weights or {}).items()}
+        keep = self.weights.add if op == "opaque" else self.store  # an opaque call gets just what the model gave it
+        stored = {name: keep(tensor) for name, tensor in (weights or {}).items()}
         sources = tuple(int(source) for source in inputs)
         node = Node(len(self.nodes), op, sources, tuple(shape), dict(attrs or {}), stored, self.module, epilogue)
         self.nodes.append(node)
@@ -180,15 +181,17 @@ class _Recogniser:
 
     def _pattern(self, fx_node: fx.Node) -> bool:
         """Several calls that are one operator; those in between die when nothing else reads them."""
-        shuffle, norm = shuffle_groups(fx_node), response_norm(fx_node)
+        shuffle, norm, channel = shuffle_groups(fx_node), response_norm(fx_node), selected_channel(fx_node)
         found: tuple[fx.Node, str, Mapping[str, float]] | None
         found = (shuffle[0], "channel_shuffle", {"groups": shuffle[1]}) if shuffle else None
         found = (norm[0], "local_response_norm", norm[1]) if norm else found
+        found = (channel[0], "channel_slice", {"start": channel[1], "stop": channel[1] + 1}) if channel else found
         value = self.values.get(found[0]) if found else None
         if found is None or value is None or not value.batched or value.nhwc or len(self.nodes[value.node].shape) != 3:
             return False
-        _, op, attrs = found
-        self.values[fx_node] = _Value(self.add(op, (value.node,), self.nodes[value.node].shape, attrs=attrs))
+        (_, op, attrs), (shape, _) = found, self._result_shape(fx_node)
+        assert shape is not None
+        self.values[fx_node] = _Value(self.add(op, (value.node,), shape, attrs=attrs))
         return True
 
     def _pieces(self, fx_node: fx.Node, target: str) -> bool:
@@ -211,6 +214,8 @@ class _Recogniser:
     def _lift(self, fx_node: fx.Node, target: str) -> bool:
         shape, batched = self._result_shape(fx_node)
         if shape is None or not batched or any(not value.batched for value in self._inputs(fx_node) if not self._sizes(value)):
+            return False
+        if not all(_is_float32(part) for part in (fx_node, *fx_node.all_input_nodes) if part not in self.constants):
             return False
         operators = BY_TARGET.get(target, ())
         nhwc = {value.nhwc for value in self._inputs(fx_node) if len(self.nodes[value.node].shape) == 3}
@@ -297,6 +302,12 @@ def _target_name(target: object) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target)
     return f"operator.{getattr(target, '__name__', target)}"
+
+
+def _is_float32(fx_node: fx.Node) -> bool:
+    result = fx_node.meta.get("val")
+    first = result[0] if isinstance(result, (tuple, list)) and result else result
+    return not isinstance(first, Tensor) or first.dtype == torch.float32
 
 
 def _module_name(fx_node: fx.Node) -> str:

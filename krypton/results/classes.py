@@ -5,7 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
-from krypton.errors import BindError, did_you_mean
+from krypton.errors import BindError, did_you_mean, unknown
+
+# So many labels are listed when somebody names another.
+_FEW = 12
 
 
 def find_class(which: str | int, labels: Sequence[str] | None, outputs: int) -> int:
@@ -27,7 +30,9 @@ def find_class(which: str | int, labels: Sequence[str] | None, outputs: int) -> 
             return found[0]
         if found:
             raise BindError(f"label {which!r} names classes {', '.join(map(str, found))}: give the index")
-    raise BindError(f'unknown class "{which}".{did_you_mean(which, labels)} The model has {outputs} classes.')
+    if len(labels) <= _FEW:
+        raise BindError(unknown("class", which, labels))
+    raise BindError(f'unknown class "{which}".{did_you_mean(which, labels)} The model has {outputs:,} classes.')
 
 
 def label_of(index: int, labels: Sequence[str] | None, outputs: int) -> str:

@@ -1,7 +1,7 @@
 """Networks from specs: a list of steps, each reading earlier values. `SpecNet` builds and runs any such list.
 
-A step is `Step(kind, inputs, numbers)`; value 0 is the image, step i makes value i + 1, the last value is the logits. Every kind
-is one row of `KINDS`: which parameters it needs, and what it computes.
+A step is `Step(kind, inputs, numbers)`; value 0 is the image, step i makes value i + 1, the last value is the logits. A kind is
+a row of `PARTS` (the module it needs, if any) and of `COMPUTATIONS` (what it computes, if not just that module).
 """
 
 from __future__ import annotations
@@ -91,6 +91,12 @@ def _layer_norm(inputs: list[Tensor], n: Mapping[str, Any]) -> nn.Module:
     return layer
 
 
+def _group_norm(inputs: list[Tensor], n: Mapping[str, Any]) -> nn.Module:
+    layer = nn.GroupNorm(n["groups"], inputs[0].shape[1])
+    nn.init.normal_(layer.bias)  # else a mean over space of the result is nothing but rounding
+    return layer
+
+
 def _gate(inputs: list[Tensor], n: Mapping[str, Any]) -> nn.Module:
     channels = inputs[0].shape[1]
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 2, 1), nn.ReLU(), nn.Conv2d(2, channels, 1), nn.Sigmoid())
@@ -110,7 +116,7 @@ PARTS: dict[str, Callable[[list[Tensor], Mapping[str, Any]], nn.Module]] = {
     "shift": lambda x, n: _Constant(1, x[0].shape[1], 1, 1),
     "position": lambda x, n: _Constant(1, *x[0].shape[1:]),
     "prelu": lambda x, n: nn.PReLU(x[0].shape[1]),
-    "group_norm": lambda x, n: nn.GroupNorm(n["groups"], x[0].shape[1]),
+    "group_norm": _group_norm,
     "transposed_conv": lambda x, n: nn.ConvTranspose2d(x[0].shape[1], n["out"], 2, stride=2),
     "dropout": lambda x, n: nn.Dropout2d(0.5) if n["spatial"] else nn.Dropout(0.5),
     "pixel_shuffle": lambda x, n: nn.PixelShuffle(2),

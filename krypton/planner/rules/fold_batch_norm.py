@@ -19,15 +19,14 @@ def fold_batch_norm(plan: QueryPlan, context: Context) -> QueryPlan:
     for node in graph:
         if not _is_affine(node):
             continue
-        source = node.inputs[0]
-        convolution = folded.get(source, nodes.get(source))
-        if convolution is None or convolution.op != "conv" or convolution.epilogue or len(consumers[source]) != 1:
+        source = dropped.get(node.inputs[0], node.inputs[0])
+        convolution = folded.get(source, nodes[source])
+        if convolution.op != "conv" or convolution.epilogue or len(consumers[source]) != 1:
             continue
         folded[source] = _fold(convolution, node)
         dropped[node.id] = source
         # whatever read the scale reads the convolution now, so that a second scale folds as well
         consumers[source] = consumers[node.id]
-        nodes[node.id] = convolution
     replaced = graph.with_nodes(folded.get(node.id, node) for node in graph)
     return with_graph(plan, replaced.substitute(dropped))
 
