@@ -42,15 +42,21 @@ class RunningTile:
     def target(self, node: Node) -> Delta:
         """Where a node's delta is to be written, uninitialised: its own memory, or its slice of a concat's buffer."""
         rows, columns = window = self._window(node)
-        place = self._program.fields.places.get(node.id)
-        root, start = (node.id, 0) if place is None else place
-        if place is None:
-            buffer = self._empty(node.shape[0], window)
-        else:
+        places = self._program.fields.places
+        root, start = places.get(node.id, (node.id, 0))
+        if node.op == "concat" or node.id in places:
             if root not in self._buffers:
                 self._buffers[root] = self._empty(self._program.nodes[root].shape[0], window)
             buffer = self._buffers[root][:, start : start + node.shape[0]]
+        else:
+            buffer = self._empty(node.shape[0], window)
         return Delta(buffer, rows.start, columns.start, self.field(node))
+
+    def placed(self, source: int, within: int) -> bool:
+        """Was this input of a concat written straight into the concat's buffer?"""
+        places = self._program.fields.places
+        place, own = places.get(source), places.get(within)
+        return place is not None and place.root == (within if own is None else own.root)
 
     def _empty(self, channels: int, window: Box) -> Tensor:
         shape = (self.batch, channels, window.rows.size, window.columns.size)

@@ -3,7 +3,8 @@
 combine: `run(target, field, terms, base)` writes f(base + Σ scale·Δ) − f(base) on `field` and zero elsewhere in `target`;
 `terms` are (Delta, scale (C,) or None), the first may be `target` itself; `base` is the view (1, C, h, w) on the field, None
 without a function.
-max_pool: `run(target, source, view, result)`; avg_pool: `run(target, source)`. Views are whole maps (1, C, H, W).
+max_pool: `run(target, source, view, result)`; avg_pool: `run(target, source)`; both write zero outside the target's field.
+Views are whole maps (1, C, H, W).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _build_max_pool_native(node: Node, weight: Callable[[Reference], Tensor]) ->
             data.data_ptr(), batch, height, width, channels, *native.strides(data), target.top, target.left,
             source.data.data_ptr(), *native.strides(source.data), *source.rows, *source.columns,
             view.data_ptr(), *native.strides(view)[1:], view.shape[2], view.shape[3],
-            result.data_ptr(), *native.strides(result)[1:], *numbers,
+            result.data_ptr(), *native.strides(result)[1:], *numbers, *target.field.rows, *target.field.columns,
         ]  # fmt: skip
         call(native.integers(arguments))
 
@@ -116,8 +117,7 @@ def _build_max_pool_reference(node: Node, weight: Callable[[Reference], Tensor])
         after = F.max_pool2d(before, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil_mode"])
         # where a window is padding alone both sides are −inf, and the change is nothing
         change = torch.where(torch.isinf(result), 0.0, after - result)
-        whole = Delta(change, 0, 0, target.field)
-        target.data.copy_(whole.window(target.rows, target.columns))
+        target.cleared().data.copy_(Delta(change, 0, 0, target.field).on_field())
 
     return run
 
@@ -129,11 +129,11 @@ def _build_avg_pool_native(node: Node, weight: Callable[[Reference], Tensor]) ->
     def run(target: Delta, source: Delta) -> None:
         data = target.data
         batch, channels, height, width = data.shape
-        weights = divisors(node, 0, target.rows), divisors(node, 1, target.columns)
+        weights = divisors(node, 0, target.field.rows), divisors(node, 1, target.field.columns)
         arguments = [
             data.data_ptr(), batch, height, width, channels, *native.strides(data), target.top, target.left,
             source.data.data_ptr(), *native.strides(source.data), *source.rows, *source.columns,
-            weights[0].data_ptr(), weights[1].data_ptr(), *numbers,
+            weights[0].data_ptr(), weights[1].data_ptr(), *numbers, *target.field.rows, *target.field.columns,
         ]  # fmt: skip
         call(native.integers(arguments))
 
@@ -151,7 +151,7 @@ def _build_avg_pool_reference(node: Node, weight: Callable[[Reference], Tensor])
         pooled = F.avg_pool2d(
             whole, a["kernel"], a["stride"], a["padding"], a["ceil_mode"], a["count_include_pad"], a["divisor"]
         )
-        target.data.copy_(Delta(pooled, 0, 0, target.field).window(target.rows, target.columns))
+        target.cleared().data.copy_(Delta(pooled, 0, 0, target.field).on_field())
 
     return run
 

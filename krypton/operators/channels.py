@@ -42,13 +42,12 @@ class Concat(Operator):
 
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         target, start = tile.target(node), 0
-        for value, size in zip(inputs, node.attrs["sizes"], strict=True):
-            slot = target.data[:, start : start + size]
-            start += size
+        for value, source, size in zip(inputs, node.inputs, node.attrs["sizes"], strict=True):
             if not isinstance(value, Delta):
-                slot.zero_()
-            elif value.data.data_ptr() != slot.data_ptr():
-                slot.copy_(value.window(target.rows, target.columns))
+                target.data[:, start : start + size].zero_()
+            elif not tile.placed(source, node.id):  # else it was written here
+                target.data[:, start : start + size].copy_(value.window(target.rows, target.columns))
+            start += size
         return target
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:

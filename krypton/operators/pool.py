@@ -76,7 +76,7 @@ class MaxPool(_WindowPool):
         assert isinstance(inputs[0], Delta)
         target = tile.target(node)
         view, result = tile.view(node.inputs[0], "out"), tile.view(node.id, "out")
-        tile.kernel(node)(target.cleared(), inputs[0], view, result)
+        tile.kernel(node)(target, inputs[0], view, result)
         return target
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:
@@ -105,7 +105,7 @@ class AveragePool(_WindowPool):
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         assert isinstance(inputs[0], Delta)
         target = tile.target(node)
-        tile.kernel(node)(target.cleared(), inputs[0])
+        tile.kernel(node)(target, inputs[0])
         return target
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:

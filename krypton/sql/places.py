@@ -36,9 +36,9 @@ _CLAUSES: dict[tuple[str, ...], bool] = {
     ("STD",): False,
     ("LABELS",): False,
     ("ACTIVATION",): False,
+    ("TRUSTED",): False,
+    ("MODEL",): True,
 }
-# Words that a name follows outside of clauses.
-_NAMED = ("MODEL", "EXISTS")
 
 
 @contextlib.contextmanager
@@ -81,6 +81,4 @@ def _starts(lexemes: list[Lexeme]) -> Iterator[tuple[int, tuple[str, ...]]]:
                     yield index, words
                     step = len(words) + named
                     break
-            else:
-                step = 2 if word(lexemes, index) in _NAMED else 1
         index += step

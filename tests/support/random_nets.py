@@ -266,9 +266,22 @@ def shuffle_unit(net: Net, x: int) -> int:
     return net.add("shuffle", net.add("concat", left, right), groups=2)
 
 
+def patches(net: Net, x: int) -> int:
+    """Two crops of one size from different places, together again: their fields can be empty along different axes."""
+    _, height, width = net.shapes[x]
+    rows, columns = net.pick(1, height), net.pick(1, width)
+    parts = []
+    for _ in range(2):
+        top, left = net.pick(0, height - rows), net.pick(0, width - columns)
+        parts.append(net.add("crop", x, top=top, bottom=top + rows, left=left, right=left + columns))
+    if net.choose(True, False):
+        parts[0] = _odd(net, parts[0], net.shapes[x][0])
+    return net.add(net.choose("add", "mul", "concat", "sub"), *parts)
+
+
 BLOCKS: tuple[Callable[[Net, int], int], ...] = (
     conv, conv, conv, pool, pool, adaptive, activation, activation, pointwise, pointwise, pixel_linear, border, channels,
-    binary, binary, chain, chain, residual, residual, dense, inception, shuffle_unit, opaque,
+    binary, binary, chain, chain, patches, residual, residual, dense, inception, shuffle_unit, opaque,
 )  # fmt: skip
 
 
