@@ -1,14 +1,14 @@
 """Krypton: a query engine for occlusion explanations of CNNs.
 
-con = krypton.connect()                                   a session; con.sql("EXPLAIN OCCLUSION ...") queries
-krypton.explain_occlusion(module, image)                  the same in one call
-krypton.sql.parse(text)                                   the language without a session
+`connect()` gives a session, whose `sql("EXPLAIN OCCLUSION ...")` queries; `explain_occlusion(module, image)` is the same in
+one call; `sql.parse(text)` is the language without a session. What needs PyTorch is loaded when it is first used.
 """
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from krypton import sql
-from krypton.api import explain_occlusion
 from krypton.errors import (
     BindError,
     CaptureError,
@@ -19,9 +19,12 @@ from krypton.errors import (
     ParserError,
     PlanError,
 )
-from krypton.query import Query
-from krypton.results import Heatmap
-from krypton.session import Connection, connect
+
+if TYPE_CHECKING:
+    from krypton.api import explain_occlusion
+    from krypton.query import Query
+    from krypton.results import Heatmap
+    from krypton.session import Connection, connect
 
 __version__ = version("krypton")
 
@@ -42,3 +45,23 @@ __all__ = [
     "explain_occlusion",
     "sql",
 ]
+
+_WHERE = {
+    "Connection": "krypton.session",
+    "Heatmap": "krypton.results",
+    "Query": "krypton.query",
+    "connect": "krypton.session",
+    "explain_occlusion": "krypton.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'krypton' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_WHERE})

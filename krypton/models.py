@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import operator
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Definition:
     """What is said about a model; what is None is found out from the source, or has the default.
 
     `source` is as in `sources.load`, or None for a live module, which no catalog can keep. `input_shape` is
-    (channels, height, width), `mean` and `std` have one number per channel in pixel space [0, 1].
+    (channels, height, width), `mean` and `std` have one number per channel, or one for all, in pixel space [0, 1].
     """
 
     name: str
@@ -100,8 +101,8 @@ def make_model(loaded: Loaded, definition: Definition) -> Model:
     """
     check_weights(loaded.module)
     shape = definition.input_shape or loaded.input_shape or (first_channels(loaded.module), *DEFAULT_SIZE)
-    mean = definition.mean or _if_of_length(loaded.mean, shape[0]) or (0.0,) * shape[0]
-    std = definition.std or _if_of_length(loaded.std, shape[0]) or (1.0,) * shape[0]
+    mean = _per_channel(definition.mean, shape[0]) or _if_of_length(loaded.mean, shape[0]) or (0.0,) * shape[0]
+    std = _per_channel(definition.std, shape[0]) or _if_of_length(loaded.std, shape[0]) or (1.0,) * shape[0]
     with clause("STD" if len(mean) == shape[0] else "MEAN"):
         preprocessing = Preprocessing(*shape, mean, std)
     outputs = loaded.outputs
@@ -197,18 +198,16 @@ def check_shape(shape: object) -> Shape:
     return lengths
 
 
-def check_channel_values(name: str, values: object, channels: int | None) -> tuple[float, ...] | None:
-    """Mean or standard deviation per channel: numbers, or one number for all `channels`; raises BindError."""
+def check_channel_values(name: str, values: object) -> tuple[float, ...] | None:
+    """Mean or standard deviation: a number for each channel, or one for all; raises BindError."""
     if values is None:
         return None
     try:
-        if isinstance(values, (int, float)):
-            return (float(values),) * (channels or 1)
-        numbers = tuple(float(value) for value in values)  # type: ignore[attr-defined]
+        numbers = tuple(float(value) for value in (values if isinstance(values, Iterable) else (values,)))  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        raise BindError(f"{name} takes one number per channel, not {values!r}") from None
-    if not all(torch.isfinite(torch.tensor(numbers)).tolist()):
-        raise BindError(f"{name} must be finite, not {numbers}")
+        raise BindError(f"{name} takes one number per channel, or one for all, not {values!r}") from None
+    if not numbers or not all(math.isfinite(number) for number in numbers):
+        raise BindError(f"{name} takes one finite number per channel, or one for all, not {values!r}")
     return numbers
 
 
@@ -233,6 +232,10 @@ def quietly() -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """An exception's text, short enough for one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+
+
+def _per_channel(values: tuple[float, ...] | None, channels: int) -> tuple[float, ...] | None:
+    return values * channels if values is not None and len(values) == 1 else values
 
 
 def _if_of_length(values: tuple[Any, ...] | None, length: int) -> tuple[Any, ...] | None:

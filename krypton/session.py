@@ -250,13 +250,13 @@ def make_definition(
     labels: Sequence[str] | None,
     activation: str | None,
 ) -> Definition:
-    """What a caller says about a live module, checked; see `Connection.register_model`. One number stands for all channels."""
+    """What a caller says about a live module, checked; see `Connection.register_model`."""
     return Definition(
         name,
         None,
         None if input_shape is None else check_shape(input_shape),
-        check_channel_values("mean", mean, None if input_shape is None else int(input_shape[0])),
-        check_channel_values("std", std, None if input_shape is None else int(input_shape[0])),
+        check_channel_values("mean", mean),
+        check_channel_values("std", std),
         None if labels is None else check_labels(labels),
         check_activation(activation),
     )

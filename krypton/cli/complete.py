@@ -92,16 +92,16 @@ class StatementCompleter(Completer):
 
     def _string(self, lexemes: list[Lexeme], event: CompleteEvent) -> Iterator[Completion]:
         written = lexemes[-1].text[1:]
-        if word(lexemes, len(lexemes) - 2) == "CLASS":
+        if word(lexemes[-2:], 0) == "CLASS":
             for label in self._names.labels(_model(lexemes)):
-                if label.lower().startswith(written.lower()):
+                if label.lower().startswith(written.replace("''", "'").lower()):
                     yield Completion(label.replace("'", "''") + "'", start_position=-len(written), display=label)
             return
         yield from self._files.get_completions(Document(written), event)
 
     def _names_after(self, lexemes: list[Lexeme]) -> list[str]:
         """The names that may stand after these lexemes; keywords are the grammar's."""
-        last = word(lexemes, len(lexemes) - 1)
+        last = word(lexemes[-1:], 0)
         if last == "MODEL" and word(lexemes, 0) != "CREATE":
             return self._names.models()
         if last == "CLASS":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.resources
 import importlib.util
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,8 +106,8 @@ def connect_with_model(files: Path) -> Connection:
     return connection
 
 
-def race(screen: Screen, files: Path, query: str, whole: Heatmap, longest: float = _LONGEST_NAIVE) -> Race:
-    """Time `query`, whose answer is `whole`, exactly and naively; `longest` is how many seconds naive may take at most.
+def race(screen: Screen, files: Path, query: str, whole: Heatmap) -> Race:
+    """Time `query`, whose answer is `whole`, exactly and naively.
 
     Exact runs before and after naive, and its time is the mean, so that a computer that is getting slower favours none.
     """
@@ -119,7 +120,7 @@ def race(screen: Screen, files: Path, query: str, whole: Heatmap, longest: float
             trials = {batch: _time(connection, f"{trial} {_naive(batch)}", bar)[0] for batch in _BATCHES}
             batch = min(trials, key=lambda size: trials[size])
             parts = [slice(0, rows)]
-            if trials[batch] * rows / few > longest:
+            if trials[batch] * rows / few > _LONGEST_NAIVE:
                 drawn = np.linspace(0, rows - 1, min(rows, _SAMPLED_ROWS)).round().astype(int).tolist()
                 parts = [slice(row, row + 1) for row in drawn]
             seconds, measured, difference = 0.0, 0, 0.0
@@ -163,6 +164,7 @@ def _load_module(path: Path) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
+    sys.modules[specification.name] = module  # where the source of a class is looked for, to know its graph again
     specification.loader.exec_module(module)
     return module
 

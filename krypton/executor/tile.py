@@ -52,11 +52,11 @@ class RunningTile:
             buffer = self._empty(node.shape[0], window)
         return Delta(buffer, rows.start, columns.start, self.field(node))
 
-    def placed(self, source: int, within: int) -> bool:
-        """Was this input of a concat written straight into the concat's buffer?"""
+    def placed(self, source: int, concat: int, start: int) -> bool:
+        """Was this input of a concat written straight into its channels, from `start` on, of the concat's buffer?"""
         places = self._program.fields.places
-        place, own = places.get(source), places.get(within)
-        return place is not None and place.root == (within if own is None else own.root)
+        root, first = places.get(concat, (concat, 0))
+        return places.get(source) == (root, first + start)
 
     def _empty(self, channels: int, window: Box) -> Tensor:
         shape = (self.batch, channels, window.rows.size, window.columns.size)

@@ -45,7 +45,7 @@ class Concat(Operator):
         for value, source, size in zip(inputs, node.inputs, node.attrs["sizes"], strict=True):
             if not isinstance(value, Delta):
                 target.data[:, start : start + size].zero_()
-            elif not tile.placed(source, node.id):  # else it was written here
+            elif not tile.placed(source, node.id, start):  # else it was written here
                 target.data[:, start : start + size].copy_(value.window(target.rows, target.columns))
             start += size
         return target

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, SHAPE, SmallNet
 from numpy.typing import NDArray
 from PIL import Image
+from small_net import LABELS, SHAPE, SmallNet
 
 import krypton
 from krypton import BindError, CaptureError, Heatmap, ImageError, explain_occlusion
@@ -27,7 +27,16 @@ def test_it_is_the_statement_in_one_call(con: krypton.Connection, net: SmallNet,
     )
     wanted = con.sql(text, {"img": pixels}).run()
     given = explain_occlusion(
-        net, pixels, patch=(6, 8), stride=(4, 2), fill="noise", target="Fluid", score="logit", region=(0, 0, 12, 20), seed=4, **SAID
+        net,
+        pixels,
+        patch=(6, 8),
+        stride=(4, 2),
+        fill="noise",
+        target="Fluid",
+        score="logit",
+        region=(0, 0, 12, 20),
+        seed=4,
+        **SAID,
     )
     assert isinstance(given, Heatmap)
     assert torch.allclose(given.logits, wanted.logits, atol=1e-6)
@@ -98,7 +107,9 @@ def test_masks_of_any_shape(net: SmallNet, pixels: NDArray[np.uint8]) -> None:
     assert torch.allclose(exact.logits, naive.logits, atol=1e-5)
 
 
-def test_a_graph_is_captured_once_for_a_module(net: SmallNet, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_is_captured_once_for_a_module(
+    net: SmallNet, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
     explain_occlusion(net, pixels, patch=8, stride=8)
     monkeypatch.setattr("krypton.graphs.capture", lambda *args: pytest.fail("captured again"))
     explain_occlusion(net, pixels, patch=5, stride=5)
@@ -150,7 +161,7 @@ def test_a_source_is_loaded(tmp_path: Path, pixels: NDArray[np.uint8], monkeypat
         ({"mean": (0.1, 0.2)}, "MEAN has 2 values"),
         ({"mean": "dark"}, "one number per channel"),
         ({"std": 0}, "STD must be positive"),
-        ({"std": float("nan")}, "must be finite"),
+        ({"std": float("nan")}, "one finite number per channel"),
         ({"activation": "relu"}, "unknown activation"),
         ({"input_shape": (3, 8)}, "channels, height, width"),
         ({"input_shape": (1, 20, 24)}, "does not take images of 1x20x24"),

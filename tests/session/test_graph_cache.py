@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SHAPE, SmallNet
+from small_net import SHAPE, SmallNet
 from torch import Tensor, nn
 
 from krypton import sources
@@ -134,7 +134,13 @@ def _twice(x: Tensor) -> Tensor:
 
 
 def test_equal_models_have_equal_fingerprints() -> None:
-    attributes = {"rate": 0.5, "shape": (1, [2, {"a": None}]), "f": functools.partial(_twice), "kind": nn.ReLU, "t": torch.ones(2)}
+    attributes = {
+        "rate": 0.5,
+        "shape": (1, [2, {"a": None}]),
+        "f": functools.partial(_twice),
+        "kind": nn.ReLU,
+        "t": torch.ones(2),
+    }
     assert key_of(Configured(**attributes)) == key_of(Configured(**attributes))
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, SHAPE, SmallNet
 from numpy.typing import NDArray
 from PIL import Image
+from small_net import LABELS, SHAPE, SmallNet
 from torch import Tensor, nn
 
 import krypton
@@ -76,7 +76,9 @@ def test_a_plan_survives_json(query: Query) -> None:
     assert plan_from_json(plan_to_json(query.plan())) == query.plan()
 
 
-@pytest.mark.parametrize(("format", "start"), [("text", "occlusion"), ("JSON", "{"), ("dot", "digraph"), ("mermaid", "flowchart")])
+@pytest.mark.parametrize(
+    ("format", "start"), [("text", "occlusion"), ("JSON", "{"), ("dot", "digraph"), ("mermaid", "flowchart")]
+)
 def test_plans_show_in_all_formats(format: str, start: str, query: Query, con: krypton.Connection) -> None:
     assert query.explain(format=format).startswith(start)
     said = con.sql(f"EXPLAIN (FORMAT {format}, COSTS OFF) PLAN FOR {SMALL}", {"img": np.zeros((9, 9, 3), np.uint8)})
@@ -258,7 +260,9 @@ def test_closing_a_stream_stops_the_run(query: Query, monkeypatch: pytest.Monkey
 class _Counting:
     """An executor of one occlusion at a time that notes how far it came, and may be interrupted."""
 
-    def __init__(self, query: Query, monkeypatch: pytest.MonkeyPatch, on_close: Any = None, stop_after: int | None = None) -> None:
+    def __init__(
+        self, query: Query, monkeypatch: pytest.MonkeyPatch, on_close: Any = None, stop_after: int | None = None
+    ) -> None:
         self.batches = 0
         self.base_logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
         self.seconds, self.actual = 0.1, {0: 1.0}

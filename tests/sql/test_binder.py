@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from krypton.bound import BoundQuery
+from krypton.bound import APPROXIMATE_OPTIONS, BoundQuery
 from krypton.errors import BindError, CatalogError, KryptonError
 from krypton.images import LoadedImage, Preprocessing
 from krypton.ir.occlusions import Grid, Masks
@@ -203,8 +203,7 @@ MASK = np.ones((1, 32, 40), dtype=bool)
         ("WITH (seed => often)", "WITH", "whole number"),
         ("WITH (tolerance => 0.1)", "WITH", "tolerance other than 0 is not available yet"),
         ("WITH (tolerance => low)", "WITH", "takes a number"),
-        *((f"WITH ({name} => 1)", "WITH", f"{name} needs MODE APPROXIMATE") for name in ("tau", "keep", "drilldown", "speedup")),
-        *((f"WITH ({name} => 1)", "WITH", f"{name} needs MODE APPROXIMATE") for name in ("ssim", "quality_share")),
+        *((f"WITH ({name} => 1)", "WITH", f"{name} needs MODE APPROXIMATE") for name in APPROXIMATE_OPTIONS),
         ("DEVICE 'gpu'", "DEVICE", 'unknown device "gpu"'),
         ("INTO 'heat.gif'", "INTO", "unknown file type"),
         ("INTO 'missing/heat.png'", "INTO", "there is no folder"),
@@ -248,7 +247,10 @@ def test_several_images_need_a_place_for_their_name(scans: list[str]) -> None:
 
 
 def test_mistakes_in_image_and_model_are_placed() -> None:
-    for text, where in (("OF 'missing.png' USING MODEL net", "OF 'missing.png'"), ("OF $img USING MODEL nte", "USING MODEL nte")):
+    for text, where in (
+        ("OF 'missing.png' USING MODEL net", "OF 'missing.png'"),
+        ("OF $img USING MODEL nte", "USING MODEL nte"),
+    ):
         statement = parse(f"EXPLAIN OCCLUSION {text}")
         assert isinstance(statement, ast.ExplainOcclusion)
         with pytest.raises(BindError) as caught:
@@ -261,7 +263,9 @@ def test_mistakes_in_image_and_model_are_placed() -> None:
 
 
 def test_names_that_look_like_clauses_are_not_taken_for_them() -> None:
-    text = "EXPLAIN OCCLUSION OF (SELECT patch FROM stride) USING MODEL patch WITH (fill => 3) INTO TABLE fill FILL BLACK patch 3"
+    text = (
+        "EXPLAIN OCCLUSION OF (SELECT patch FROM stride) USING MODEL patch WITH (fill => 3) INTO TABLE fill FILL BLACK patch 3"
+    )
     lexemes = split(text)[0]
     found = {words: find_clause(lexemes, words) for words in ("PATCH", "FILL", "STRIDE", "INTO", "USING MODEL")}
     shown = {words: text[slice(*span)] if span else None for words, span in found.items()}

@@ -1,0 +1,29 @@
+"""The CNN of the session's tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LABELS = ("normal", "drusen", "fluid", "exudate")
+SHAPE = (3, 20, 24)
+
+
+class SmallNet(nn.Module):
+    """(B, channels, H, W) to (B, 4): convolutions, a batch norm with statistics of its own, pooling."""
+
+    def __init__(self, channels: int = 3, outputs: int = 4) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.conv1 = nn.Conv2d(channels, 6, 3, padding=1)
+            self.norm = nn.BatchNorm2d(6)
+            self.conv2 = nn.Conv2d(6, 8, 3, stride=2)
+            self.fc = nn.Linear(8, outputs)
+            nn.init.uniform_(self.norm.running_mean, -0.3, 0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(self.norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.max_pool2d(self.norm(self.conv1(x)).relu(), 2)
+        y: Tensor = self.fc(self.conv2(x).relu().mean((2, 3)))
+        return y
