@@ -86,6 +86,7 @@ class Answer:
             "fill_hash": self._prepared.fill.content_hash,
             "seconds": self.seconds,
             "notes": list(self._plan.notes),
+            "warnings": list(query.model.notes),
         }
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from krypton.bound import BoundQuery
-from krypton.errors import ExecutionError
 from krypton.images import LoadedImage
 from krypton.results import Heatmap
 from krypton.results.classes import label_of
@@ -70,10 +70,7 @@ class Destination:
         return heatmap
 
     def _save(self, heatmap: Heatmap, path: str) -> Heatmap:
-        try:
-            return _written(heatmap, str(heatmap.save(path)))
-        except ImportError as error:
-            raise ExecutionError(f"'{path}' cannot be written: {error}") from error
+        return _written(heatmap, str(heatmap.save(path)))
 
     def _name(self, pattern: str, index: int, target: int) -> str:
         """The file's name; images and classes of equal names are told apart by their number."""
@@ -84,7 +81,7 @@ class Destination:
         # The suffix keeps `expand_name` from taking a dot in the stem for one.
         return expand_name(pattern, f"{image}.image", self._class_names[target])
 
-    @property
+    @cached_property
     def _class_names(self) -> list[str]:
         model = self.query.model
         labels = [label_of(index, model.labels, model.outputs) for index in range(model.outputs)]

@@ -16,7 +16,7 @@ from torch import nn
 from krypton.answers import Answer, snapshots
 from krypton.bound import BoundQuery, Prepared
 from krypton.destinations import Destination, Tables
-from krypton.errors import BindError, unknown
+from krypton.errors import BindError, KryptonError, unknown
 from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
@@ -116,11 +116,15 @@ class Query:
     def _interrupted(self, index: int, answer: Answer | None, destination: Destination) -> KeyboardInterrupt:
         if answer is None or answer.done == 0:
             return KeyboardInterrupt("interrupted before any position was done")
-        self.partial = destination.keep_partial(index, answer.heatmap(copy=True))
+        self.partial = answer.heatmap(copy=True)
         what = "masks" if self.partial.masks is not None else "positions"
         text = f"interrupted: {answer.done:,} of {answer.total:,} {what} were done"
         if len(self.bound.images) > 1:
             text += f" of image {index + 1} of {len(self.bound.images)}"
+        try:
+            self.partial = destination.keep_partial(index, self.partial)
+        except KryptonError as error:
+            return KeyboardInterrupt(f"{text}; they are not written: {error}")
         written = self.partial.info.get("written")
         return KeyboardInterrupt(f"{text}; they are in {written}" if written else text)
 

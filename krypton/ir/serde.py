@@ -47,7 +47,7 @@ def plan_from_json(text: str) -> QueryPlan:
     """The plan of a text written by `plan_to_json`; PlanError says what is wrong with any other."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"the plan is not JSON: {error}") from None
     if not isinstance(data, dict) or "krypton_plan" not in data:
         raise PlanError("the text is not a plan: it has no krypton_plan version")
@@ -65,7 +65,7 @@ def plan_from_json(text: str) -> QueryPlan:
             notes=tuple(str(note) for note in data["notes"]),
         )
         verify_plan(plan)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, zlib.error, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, zlib.error, RuntimeError) as error:
         raise PlanError(f"the plan is damaged: {type(error).__name__}: {error}") from None
     except BindError as error:
         raise PlanError(f"the plan is damaged: {error}") from None
@@ -81,7 +81,7 @@ def graph_from_json(data: Json) -> Graph:
     """The inverse; PlanError when the data is no sound graph."""
     try:
         graph = Graph(tuple(_node_from_json(node) for node in data["nodes"]), int(data["output"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise PlanError(f"the graph is damaged: {type(error).__name__}: {error}") from None
     verify_graph(graph)
     return graph

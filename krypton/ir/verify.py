@@ -7,6 +7,7 @@ from krypton.ir.graph import Graph
 from krypton.ir.plan import QueryPlan
 
 MODES = {"full", "delta", "project", "once"}
+KINDS = {"naive", "exact"}
 
 
 def verify_graph(graph: Graph) -> None:
@@ -32,6 +33,8 @@ def verify_graph(graph: Graph) -> None:
 
 def verify_plan(plan: QueryPlan) -> None:
     """PlanError unless the plan can be executed: modes fit together, and every occlusion is in exactly one tile."""
+    if plan.kind not in KINDS:
+        raise PlanError(f"the plan is of the unknown kind {plan.kind!r}")
     if plan.tensor is None:
         if plan.kind != "naive":
             raise PlanError(f"a plan of kind {plan.kind!r} needs a tensor plan")

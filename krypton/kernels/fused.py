@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krypton.errors import PlanError
+from krypton.errors import PlanError, unknown
 from krypton.ir.delta import Box, Delta
 from krypton.ir.graph import Node
 from krypton.ir.weights import Reference
@@ -48,6 +48,8 @@ def _library() -> ctypes.CDLL:
 def _build_combine_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
     function = node.function
     call = _library().krypton_combine
+    if function and function.name not in native.NATIVE_FUNCTIONS:
+        raise PlanError(unknown("function", function.name, native.NATIVE_FUNCTIONS))
     number = native.NATIVE_FUNCTIONS[function.name] if function else 0
     p, q = (*(function.parameters if function else ()), 0.0, 0.0)[:2]
 

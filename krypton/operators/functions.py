@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from krypton.errors import PlanError, unknown
 from krypton.ir.graph import Function
 
 
@@ -68,5 +69,9 @@ FUNCTIONS: dict[str, FunctionSpec] = {
 
 
 def evaluate(function: Function | None, x: Tensor) -> Tensor:
-    """The function's value; None is the identity."""
-    return x if function is None else FUNCTIONS[function.name].evaluate(x, *function.parameters)
+    """The function's value; None is the identity. PlanError for a function that is not in the table."""
+    if function is None:
+        return x
+    if function.name not in FUNCTIONS:
+        raise PlanError(unknown("function", function.name, FUNCTIONS))
+    return FUNCTIONS[function.name].evaluate(x, *function.parameters)

@@ -57,6 +57,8 @@ def resolve(target: str) -> Callable[..., Any]:
         raise PlanError(f"the plan calls {target!r}, which this PyTorch {torch.__version__} does not have") from None
     if not isinstance(found, torch._ops.OpOverload):
         raise PlanError(f"the plan calls {target!r}, which is not an operator")
+    if any(argument.name == "filename" for argument in found._schema.arguments):  # aten has a few that read and write files
+        raise PlanError(f"the plan calls {target!r}, which works on files: that is not for plans")
     return found
 
 

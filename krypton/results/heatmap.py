@@ -42,7 +42,7 @@ class Heatmap:
     - target: the class that is shown; labels: the names of all classes, or None
     - score_kind, activation: what a score is, see `scores.score`
     - known: bool (*grid), True where the logits have been computed
-    - info: whatever the session says about the run: seconds, model, statement, plan
+    - info: whatever the session says about the run: seconds, model, statement, plan, and `warnings`, which `repr` shows
     """
 
     logits: Tensor
@@ -167,6 +167,8 @@ class Heatmap:
         if self.known.any():
             top, left, height, width = self.most_sensitive
             text += f", drops by up to {np.nanmax(self.drop()):.4g} at ({top}, {left}, {height}, {width})"
+        for warning in self.info.get("warnings", ()):
+            text += f"; {warning}"
         return f"Heatmap({text})"
 
     def _repr_png_(self) -> bytes:

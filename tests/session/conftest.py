@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from small_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SmallNet
 
 import krypton
 

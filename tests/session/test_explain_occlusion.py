@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from small_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SmallNet
 
 import krypton
 from krypton import BindError, CaptureError, Heatmap, ImageError, explain_occlusion
@@ -129,6 +129,7 @@ def test_a_source_is_loaded(tmp_path: Path, pixels: NDArray[np.uint8], monkeypat
     heatmap = explain_occlusion("torchvision:shufflenet_v2_x0_5", pixels, patch=200, stride=200, mode="naive")
     assert heatmap.logits.shape == (1, 1, 1000)
     assert "weights are random" in heatmap.info["notes"][0]
+    assert "weights are random" in repr(heatmap)
     with pytest.raises(BindError, match="mean, labels: a model from a source has its own"):
         explain_occlusion("torchvision:shufflenet_v2_x0_5", pixels, mean=0.5, labels=["a"])
 

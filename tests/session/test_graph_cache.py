@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_net import SHAPE, SmallNet
+from session_net import SHAPE, SmallNet
 from torch import Tensor, nn
 
 from krypton import sources

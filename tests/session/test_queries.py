@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from small_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SmallNet
 from torch import Tensor, nn
 
 import krypton

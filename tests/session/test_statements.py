@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SmallNet
 
 import krypton
 from krypton.errors import BindError, CaptureError, CatalogError, ParserError
@@ -304,3 +304,65 @@ def test_messages_print_as_their_text() -> None:
 def test_only_modules_are_registered(module: object, con: krypton.Connection) -> None:
     with pytest.raises(BindError, match=r"takes a torch\.nn\.Module"):
         con.register_model("net2", module)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("clauses", "marked", "message"),
+    [
+        ("OF 'none.png' USING MODEL net", "OF 'none.png'", "does not exist"),
+        ("OF 'broken.png' USING MODEL net", "OF 'broken.png'", "truncated or damaged"),
+        ("OF 'text.png' USING MODEL net", "OF 'text.png'", "not an image"),
+        ("OF '.' USING MODEL net", "OF '.'", "is a folder"),
+        ("OF (SELECT path FROM nowhere) USING MODEL net", "OF (SELECT path FROM nowhere)", "nowhere does not exist"),
+        ("OF 'scan.png' USING MODEL nett", "USING MODEL nett", 'Did you mean "net"'),
+        ("OF 'scan.png' USING MODEL 'net'", "USING MODEL 'net'", "without single quotes"),
+        ("OF 'scan.png' USING MODEL net PATCH 21", "PATCH 21", "choose a smaller PATCH"),
+        ("OF 'scan.png' USING MODEL net INTO 'none/heat.png'", "INTO 'none/heat.png'", "no folder"),
+        ("OF 'scan.png' USING MODEL net INTO TABLE there", "INTO TABLE there", "DROP TABLE there"),
+    ],
+)
+def test_mistakes_are_marked_in_the_script(
+    clauses: str,
+    marked: str,
+    message: str,
+    con: krypton.Connection,
+    scan: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(scan.read_bytes()[:400])
+    (tmp_path / "text.png").write_text("hello")
+    con.sql("CREATE TABLE there (a INTEGER)")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(krypton.KryptonError, match=message) as caught:
+        con.sql(f"SHOW RULES;\nEXPLAIN OCCLUSION\n  {clauses};\nSHOW RULES")
+    *_, line, carets = str(caught.value).splitlines()
+    assert line.startswith("LINE 3: ")
+    start, width = carets.index("^"), carets.count("^")
+    assert line[start : start + width] == marked
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("clauses", "marked", "message"),
+    [
+        ("FROM 'torchvision:resnet81'", "FROM 'torchvision:resnet81'", 'Did you mean "resnet18"'),
+        ("FROM $m INPUT 1x20x24", "INPUT 1x20x24", "does not take images of 1x20x24"),
+        ("FROM $m INPUT 3x20x24 LABELS 'none.txt'", "LABELS 'none.txt'", "does not exist"),
+        ("FROM $m INPUT 3x20x24 MEAN (0.5, 0.5)", "MEAN (0.5, 0.5)", "MEAN has 2 values"),
+        ("FROM $m STD (0) INPUT 3x20x24", "STD (0)", "must be positive"),
+    ],
+)
+def test_mistakes_in_models_are_marked_and_nothing_is_kept(
+    clauses: str, marked: str, message: str, con: krypton.Connection
+) -> None:
+    text = f"CREATE MODEL fill {clauses}"
+    with pytest.raises(krypton.KryptonError, match=message) as caught:
+        con.sql(text, {"m": SmallNet()} if "$m" in text else None)
+    carets = str(caught.value).splitlines()[-1]
+    assert text[carets.index("^") - len("LINE 1: ") :][: carets.count("^")] == marked
+    assert con.models() == ["net"]

@@ -36,6 +36,7 @@ def _plain() -> _Steps:
     x = s.add("pad", 0, pad=(1, 2, 0, 1))
     x = s.conv(x, 6, 3, act="relu", norm=False, padding=0)
     x = s.add("max_pool", x, kernel_size=2)
+    x = s.add("pad", x, pad=(0, 0, 0, 0))  # as "same" padding is where nothing is missing
     x = s.conv(x, 8, 3, act="relu", norm=False)
     x = s.add("dropout", x, spatial=False)
     x = s.add("adaptive_avg_pool", x, size=(3, 2))

@@ -1,0 +1,145 @@
+"""What capture makes of PyTorch calls: which become operators with a delta rule, and which must stay opaque."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from support.judge import check_exact
+from support.nets import ACTIVATIONS, ARITHMETIC
+from torch import Tensor, nn
+
+from krypton.ir.graph import Graph
+from krypton.ir.occlusions import Grid
+from krypton.planner.capture import capture
+
+IMAGE = (4, 9, 8)
+
+
+class Calls(nn.Module):
+    """A function of the image, with modules as keywords; then a mean and a linear layer."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x).mean((2, 3))
+
+
+def graph_of(function: Callable[..., Tensor], **parts: nn.Module) -> Graph:
+    torch.manual_seed(0)
+    return capture(Calls(function, **parts), IMAGE).graph
+
+
+def operators(graph: Graph) -> list[str]:
+    """Operators between the image and the final mean; opaque ones by their call."""
+    assert graph.nodes[-1].op == "mean"
+    return [str(n.attrs["target"]) if n.op == "opaque" else n.op for n in graph.nodes[1:-1]]
+
+
+LIFTED: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
+    "conv": (lambda s, x: s.conv(x), ["conv"]),
+    "conv padded as a text": (lambda s, x: F.conv2d(x, s.conv.weight, padding="same"), ["conv"]),
+    "conv without bias": (lambda s, x: F.conv2d(x, s.conv.weight), ["conv"]),
+    "conv with weights made on the way": (lambda s, x: F.conv2d(x, s.conv.weight * 2 + 1), ["conv"]),
+    "batch norm": (lambda s, x: s.norm(x), ["combine"]),
+    "two batch norms": (lambda s, x: s.norm(s.norm(x)), ["combine", "combine"]),
+    "activation in place": (lambda s, x: F.relu_(s.conv(x)), ["conv", "combine"]),
+    "sum in place": (lambda s, x: s.conv(x).add_(x[:, :1]) if False else x.clone().add_(x), ["combine"]),
+    "residual": (lambda s, x: x + s.norm(x), ["combine", "combine"]),
+    "difference": (lambda s, x: x - s.norm(x), ["combine", "combine"]),
+    "product of maps": (lambda s, x: x * s.norm(x), ["combine", "mul"]),
+    "normalising inside": (lambda s, x: (x - torch.ones(4).view(1, 4, 1, 1)) / torch.ones(4, 1, 1), ["combine", "combine"]),
+    "concat": (lambda s, x: torch.cat([x, s.norm(x)], 1), ["combine", "concat"]),
+    "concat of one": (lambda s, x: torch.cat([x], 1), []),
+    "chunks": (lambda s, x: torch.cat(x.chunk(2, 1)[::-1], 1), ["channel_slice", "channel_slice", "concat"]),
+    "split in unequal parts": (lambda s, x: x.split([1, 3], 1)[1], ["channel_slice"]),
+    "split in equal parts": (lambda s, x: x.split(3, 1)[1], ["channel_slice"]),
+    "slice of channels": (lambda s, x: x[:, 1:3], ["channel_slice"]),
+    "slice of all channels": (lambda s, x: x[:, :9], []),
+    "a channel taken out": (lambda s, x: x[:, 2].unsqueeze(1), ["channel_slice"]),
+    "slice of space": (lambda s, x: x[:, :, 1:, :-2], ["pad", "pad"]),
+    "zero padding": (lambda s, x: F.pad(x, (1, 2, 3, 0)), ["pad"]),
+    "other padding": (lambda s, x: F.pad(x, (1, 2, 3, 0), value=2.0), ["pad"]),
+    "cropping": (lambda s, x: F.pad(x, (-1, -2, 1, 0)), ["pad"]),
+    "max pool": (lambda s, x: F.max_pool2d(x, 2), ["max_pool"]),
+    "max pool with indices": (lambda s, x: F.max_pool2d(x, 2, return_indices=True)[0], ["max_pool"]),
+    "average pool": (lambda s, x: F.avg_pool2d(x, 2, ceil_mode=True), ["avg_pool"]),
+    "adaptive pool": (lambda s, x: F.adaptive_avg_pool2d(x, 3), ["adaptive_avg_pool"]),
+    "adaptive pool to what is there": (lambda s, x: F.adaptive_avg_pool2d(x, (9, 8)), []),
+    "adaptive pool to one": (lambda s, x: F.adaptive_avg_pool2d(x, 1), ["mean"]),
+    "channel shuffle": (lambda s, x: F.channel_shuffle(x, 2), ["channel_shuffle"]),
+    "shuffle by hand": (
+        lambda s, x: x.view(x.shape[0], 2, 2, 9, 8).transpose(1, 2).contiguous().view(x.shape[0], 4, 9, 8),
+        ["channel_shuffle"],
+    ),
+    "layer norm over channels": (lambda s, x: s.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ["channel_norm"]),
+    "linear over channels": (lambda s, x: s.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ["conv"]),
+    "local response norm": (lambda s, x: F.local_response_norm(x, 3), ["local_response_norm"]),
+    "learned position": (lambda s, x: x + torch.ones(4, 9, 8), ["constant", "combine"]),
+    "dropout": (lambda s, x: F.dropout2d(F.dropout(x, training=False), training=False), []),
+    "copies": (lambda s, x: x.clone().contiguous().detach(), []),
+}
+
+OPAQUE: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "transposed conv": (lambda s, x: F.conv_transpose2d(x, torch.ones(4, 2, 2, 2)), "aten.conv_transpose2d.input"),
+    "weights from the image": (
+        lambda s, x: F.conv2d(x, x[:1, :, :2, :2].mean(0, keepdim=True) * 0 + s.conv.weight[:, :, :2, :2]),
+        "",
+    ),
+    "gate": (lambda s, x: x * x.mean((2, 3), keepdim=True), "aten.mul.Tensor"),
+    "sum that broadcasts": (lambda s, x: x + x.mean((2, 3), keepdim=True), "aten.add.Tensor"),
+    "softmax over space": (lambda s, x: x.softmax(2), "aten.softmax.int"),
+    "group norm": (lambda s, x: F.group_norm(x, 2), "aten.group_norm.default"),
+    "instance norm": (lambda s, x: F.instance_norm(x), "aten.instance_norm.default"),
+    "layer norm over space": (lambda s, x: F.layer_norm(x, (4, 9, 8)), "aten.layer_norm.default"),
+    "reflection": (lambda s, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "aten.pad.default"),
+    "bilinear upsampling": (lambda s, x: F.interpolate(x, scale_factor=2, mode="bilinear"), "aten.upsample_bilinear2d.vec"),
+    "steps over space": (lambda s, x: x[:, :, ::2], "aten.slice.Tensor"),
+    "flipped": (lambda s, x: x.flip(3), "aten.flip.default"),
+    "transposed": (lambda s, x: x.transpose(2, 3), "aten.transpose.int"),
+    "concat along rows": (lambda s, x: torch.cat([x, x], 2), "aten.cat.default"),
+    "linear over columns": (lambda s, x: F.linear(x, torch.ones(5, 8)), "aten.linear.default"),
+    "scaled along columns": (lambda s, x: x * torch.arange(8.0), "aten.mul.Tensor"),
+    "half precision": (lambda s, x: (x.half() * 2).float(), "aten.mul.Tensor"),
+}
+
+
+def parts() -> dict[str, nn.Module]:
+    return {"conv": nn.Conv2d(4, 4, 3), "norm": nn.BatchNorm2d(4), "layer": nn.LayerNorm(4), "linear": nn.Linear(4, 5)}
+
+
+@pytest.mark.parametrize("name", LIFTED)
+def test_calls_become_operators(name: str) -> None:
+    function, expected = LIFTED[name]
+    assert operators(graph_of(function, **parts())) == expected
+
+
+@pytest.mark.parametrize("name", OPAQUE)
+def test_calls_without_a_delta_rule_stay_opaque(name: str) -> None:
+    function, target = OPAQUE[name]
+    found = operators(graph_of(function, **parts()))
+    assert target in found if target else any(op.startswith("aten") for op in found)
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *ARITHMETIC])
+def test_elementwise_functions_are_lifted_and_exact(name: str) -> None:
+    function = (ACTIVATIONS | ARITHMETIC)[name]
+    net = Calls(lambda s, x: function(s.conv(x)), conv=nn.Conv2d(4, 4, 3, padding=1))
+    generator = torch.Generator().manual_seed(1)
+    image, fill = torch.randn(IMAGE, generator=generator), torch.randn(4, 1, 1, generator=generator)
+    plan = check_exact(net, image, fill, Grid(IMAGE[1:], (3, 2), (3, 3)), {"disabled_rules": "full_when_cheaper"})
+    assert plan.tensor is not None
+    known = name not in ("softsign", "sqrt")  # x / (1 + |x|) divides one map by another; sqrt is tried on |x| + 0.1
+    assert all(node.op != "opaque" for node in plan.tensor.graph) == (known or name == "sqrt")
+
+
+def test_values_of_one_number_per_image_stay_opaque_and_right() -> None:
+    net = Calls(lambda s, x: x * (1 - (-x.mean((1, 2, 3)) + 1) / 2).view(-1, 1, 1, 1))
+    image = torch.randn(IMAGE, generator=torch.Generator().manual_seed(1))
+    check_exact(net, image, torch.zeros(4, 1, 1), Grid(IMAGE[1:], (3, 2), (3, 3)))
