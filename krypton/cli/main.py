@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as exit:
         return _USER_ERROR if exit.code == _WRONG_USAGE else int(exit.code or 0)
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return _INTERRUPTED
     except Exception:
         traceback.print_exc()
@@ -140,8 +141,7 @@ def _scripts(file: Path | None) -> list[str] | None:
         except UnicodeDecodeError:
             raise ExecutionError("standard input is not text in UTF-8") from None
     if not file.exists() and not file.suffix:
-        hint = did_you_mean(str(file), [command.name or "" for command in app.registered_commands] + ["demo"])
-        raise ExecutionError(f'there is no file "{file}" and no command of that name.{hint}')
+        raise ExecutionError(f'there is no file "{file}" and no command of that name.{did_you_mean(str(file), ["demo"])}')
     return [read_script(file)]
 
 
@@ -156,8 +156,16 @@ def _statuses(screen: Screen) -> Iterator[None]:
 
         show_error(screen, error)
         raise typer.Exit(_USER_ERROR) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        if type(interrupt) is KeyboardInterrupt:  # before the runner, which says what was done
+            screen.say(str(interrupt) or "interrupted", style="yellow")
         raise typer.Exit(_INTERRUPTED) from None
     except BrokenPipeError:
         abandon_output()
         raise typer.Exit(_BROKEN_PIPE) from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        abandon_output()
+        screen.say(f"ExecutionError: the output cannot be written: {error.strerror}", style="red")
+        raise typer.Exit(_USER_ERROR) from None

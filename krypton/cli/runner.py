@@ -26,6 +26,10 @@ from krypton.sql.lexemes import split
 _NOT_A_LINE_END = re.compile(r"[^\n]")
 
 
+class Interrupted(KeyboardInterrupt):
+    """Somebody pressed Ctrl-C, and has been told what was done."""
+
+
 @dataclass
 class Runner:
     """Runs statements over one connection; `timer` says after each how long it took."""
@@ -37,7 +41,7 @@ class Runner:
     def run_script(self, text: str) -> None:
         """Run all statements of a text. A mistake in the writing of any is found before the first is run.
 
-        Raises KryptonError at the first statement that fails, KeyboardInterrupt after saying what was done.
+        Raises KryptonError at the first statement that fails, Interrupted after saying what was done.
         """
         try:
             with _duckdb_errors():
@@ -48,7 +52,7 @@ class Runner:
                         self.screen.say(f"{time.perf_counter() - start:.3f} s", style="dim")
         except KeyboardInterrupt as interrupt:
             self.screen.say(str(interrupt) or "interrupted", style="yellow")
-            raise
+            raise Interrupted from None
 
     def run_file(self, path: Path) -> None:
         """Run the statements of a file; raises ExecutionError when it cannot be read."""

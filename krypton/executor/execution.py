@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
+from krypton.executor.memory import half_of
 from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
 from krypton.executor.program import Program, StopExecutionError
@@ -81,7 +82,7 @@ def execute(
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
 
     Exact plans need `weights`; naive ones the `module`, or the weights of a captured graph. `tiles` restricts the run to some
-    of the plan's tiles. `cancelled` is asked between operators; when it says so, the run ends early without an error.
+    of the plan's tiles. `cancelled` is asked between operators (batches, in naive plans); when it says so, the run ends early without an error.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()
@@ -96,7 +97,7 @@ def execute(
             if module is None:
                 raise ExecutionError("a naive plan needs the model itself")
             base = naive_logits(module, image[None].to(device))[0]
-            batches = (Batch(*pair) for pair in naive_batches(module, occluder, plan.batch, tiles))
+            batches = (Batch(*pair) for pair in naive_batches(module, occluder, plan.batch, tiles, cancelled))
             return Execution(base.cpu(), _scoped(batches, settings), {}, started)
         if weights is None:
             raise ExecutionError("an exact plan needs the weights of its model")
@@ -112,13 +113,21 @@ def _batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Se
     """Tiles through the trunk; whole values are gathered until a batch for the head is full."""
     waiting: list[dict[int, Tensor]] = []
     indices: list[int] = []
+    most = tensor.head_batch
 
-    def flush(size: int) -> Batch:
+    def flush() -> Batch:
+        nonlocal most
         values = {key: torch.cat([part[key] for part in waiting]) for key in waiting[0]}
-        taken, rest = indices[:size], len(indices) - size
-        waiting[:] = [{key: value[size:] for key, value in values.items()}] if rest else []
+        logits = None
+        while logits is None:
+            size = min(len(indices), most)
+            try:
+                logits = program.head({key: value[:size] for key, value in values.items()}, size)
+            except (MemoryError, RuntimeError) as error:
+                most = half_of(size, error)
+        taken = indices[:size]
         del indices[:size]
-        logits = program.head({key: value[:size] for key, value in values.items()}, size)
+        waiting[:] = [{key: value[size:] for key, value in values.items()}] if indices else []
         return Batch(torch.tensor(taken), logits.float().cpu())
 
     try:
@@ -126,10 +135,10 @@ def _batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Se
             for part, values in _with_halving(program, occluder, tile):
                 waiting.append(values)
                 indices.extend(part.indices)
-                while len(indices) >= tensor.head_batch:
-                    yield flush(tensor.head_batch)
-        if indices:
-            yield flush(len(indices))
+                while len(indices) >= most:
+                    yield flush()
+        while indices:
+            yield flush()
     except StopExecutionError:
         return
 
@@ -140,24 +149,12 @@ def _with_halving(
     try:
         values = program.trunk(occluder, tile)
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        values = None
+        values, middle = None, half_of(len(tile.indices), error)
     if values is not None:
         yield tile, values
         return
-    if len(tile.indices) == 1:
-        raise ExecutionError("not enough memory for a single occlusion; use a smaller input size, or free memory on the device")
-    middle = len(tile.indices) // 2
     for half in (tile.indices[:middle], tile.indices[middle:]):
         yield from _with_halving(program, occluder, OcclusionTile(half, tile.rows, tile.columns))
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text or "out of memory" in text
-    )
 
 
 @contextlib.contextmanager

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
+from krypton.executor.memory import half_of
 from krypton.executor.occluder import Occluder
 from krypton.ir.occlusions import OcclusionTile
 from krypton.planner.capture import evaluating
@@ -23,10 +24,21 @@ def naive_logits(module: nn.Module, images: Tensor) -> Tensor:
 
 
 def naive_batches(
-    module: nn.Module, occluder: Occluder, batch: int, tiles: Sequence[OcclusionTile] | None = None
+    module: nn.Module,
+    occluder: Occluder,
+    batch: int,
+    tiles: Sequence[OcclusionTile] | None = None,
+    cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(places, logits) of all occlusions, or of those in the tiles, in order."""
+    """(places, logits) of all occlusions, or of those in the tiles, in order. Smaller batches when memory runs out."""
     wanted = [i for tile in tiles for i in tile.indices] if tiles is not None else list(range(occluder.occlusions.count))
-    for start in range(0, len(wanted), batch):
+    start = 0
+    while start < len(wanted) and not (cancelled and cancelled()):
         indices = wanted[start : start + batch]
-        yield torch.tensor(indices), naive_logits(module, occluder.images(indices)).cpu()
+        try:
+            logits = naive_logits(module, occluder.images(indices)).cpu()
+        except (MemoryError, RuntimeError) as error:
+            batch = half_of(len(indices), error)
+            continue
+        yield torch.tensor(indices), logits
+        start += len(indices)

@@ -95,12 +95,12 @@ class Program:
             for interval in intervals:
                 self.fields.axis(axis, interval)  # type: ignore[arg-type]
         self._image = channels_last(image[None])
-        logits = self._materialise()
+        logits = self._materialise(None)  # not to be cancelled: the base logits are promised
         if self.plan.view_scope == "batch":
             self.views.clear()
         return logits
 
-    def _materialise(self) -> Tensor:
+    def _materialise(self, check: Callable[[], None] | None) -> Tensor:
         wanted = None if self.plan.views is None else {(node, kind) for node, kind in self.plan.views}
         assert self._image is not None
         views: dict[Any, Tensor] = {}
@@ -112,7 +112,7 @@ class Program:
 
         keep((image, "out"), self._image)
         plain = [node for node in self.graph.nodes if node.op != "image"]
-        values = run_nodes(plain, {image: self._image}, self._whole(1), {self.graph.output}, keep, self._check)
+        values = run_nodes(plain, {image: self._image}, self._whole(1), {self.graph.output}, keep, check)
         self.views = views
         return values[self.graph.output].float()[0]
 
@@ -121,7 +121,7 @@ class Program:
         if self.graph.image.mode == "full":
             return {self.graph.image.id: occluder.images(tile.indices)}
         if self.plan.view_scope == "batch":
-            self._materialise()
+            self._materialise(self._check)
         running = RunningTile(self, len(tile.indices), tile)
         image = self.graph.image
         change = running.stored(image, occluder.delta(tile))

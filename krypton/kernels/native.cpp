@@ -13,40 +13,47 @@ using i64 = std::int64_t;
 
 namespace {
 
-template <class F> inline void map_row(float *out, const float *base, i64 count, F f) {
+// out = f(base + scale * sum) - f(base); `sum` may be `out` itself.
+template <class F> inline void map_row(float *out, const float *base, const float *sum, const float *scale, i64 count, F f) {
+  if (scale) {
 #pragma omp simd
-  for (i64 c = 0; c < count; ++c)
-    out[c] = f(base[c] + out[c]) - f(base[c]);
+    for (i64 c = 0; c < count; ++c)
+      out[c] = f(base[c] + scale[c] * sum[c]) - f(base[c]);
+  } else {
+#pragma omp simd
+    for (i64 c = 0; c < count; ++c)
+      out[c] = f(base[c] + sum[c]) - f(base[c]);
+  }
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 inline float clamp(float x, float low, float high) { return std::fmin(std::fmax(x, low), high); }
 
 // Function numbers are those of NATIVE_FUNCTIONS in native.py.
-void apply(i64 function, float p, float q, float *out, const float *base, i64 count) {
+void apply(i64 function, float p, float q, float *out, const float *base, const float *sum, const float *scale, i64 count) {
   switch (function) {
   case 1:
-    return map_row(out, base, count, [](float x) { return x > 0.0f ? x : 0.0f; });
+    return map_row(out, base, sum, scale, count, [](float x) { return x > 0.0f ? x : 0.0f; });
   case 2:
-    return map_row(out, base, count, [p, q](float x) { return clamp(x, p, q); });
+    return map_row(out, base, sum, scale, count, [p, q](float x) { return clamp(x, p, q); });
   case 3:
-    return map_row(out, base, count, [](float x) { return x * sigmoid(x); });
+    return map_row(out, base, sum, scale, count, [](float x) { return x * sigmoid(x); });
   case 4:
-    return map_row(out, base, count, [](float x) { return x * clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
+    return map_row(out, base, sum, scale, count, [](float x) { return x * clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
   case 5:
-    return map_row(out, base, count, [](float x) { return clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
+    return map_row(out, base, sum, scale, count, [](float x) { return clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
   case 6:
-    return map_row(out, base, count, [](float x) { return sigmoid(x); });
+    return map_row(out, base, sum, scale, count, [](float x) { return sigmoid(x); });
   case 7:
-    return map_row(out, base, count, [](float x) { return std::tanh(x); });
+    return map_row(out, base, sum, scale, count, [](float x) { return std::tanh(x); });
   case 8:
-    return map_row(out, base, count, [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)); });
+    return map_row(out, base, sum, scale, count, [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)); });
   case 9:
-    return map_row(out, base, count, [](float x) {
+    return map_row(out, base, sum, scale, count, [](float x) {
       return 0.5f * x * (1.0f + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
     });
   case 10:
-    return map_row(out, base, count, [p](float x) { return x > 0.0f ? x : p * x; });
+    return map_row(out, base, sum, scale, count, [p](float x) { return x > 0.0f ? x : p * x; });
   default:
     return;
   }
@@ -149,6 +156,18 @@ void krypton_combine(const i64 *a, double p, double q) {
     }
     zero_pixels(row, out_pixel, 0, left, channels);
     zero_pixels(row, out_pixel, right, width, channels);
+    const float *b = base + (y - top) * base_row;
+    const Term &only = terms[0];
+    if (function && count == 1 && y >= only.top && y < only.bottom && only.left <= left && right <= only.right) {
+      // one summand is the common case: everything in one pass
+      const float *source = only.data + n * only.batch + (y - only.top) * only.row + (left - only.left) * only.pixel;
+      if (!only.scale && out_pixel == channels && base_pixel == channels && only.pixel == channels)
+        apply(function, p, q, row + left * channels, b, source, nullptr, (right - left) * channels);
+      else
+        for (i64 x = 0; x < right - left; ++x)
+          apply(function, p, q, row + (left + x) * out_pixel, b + x * base_pixel, source + x * only.pixel, only.scale, channels);
+      continue;
+    }
     bool first = true;
     for (i64 t = 0; t < count; ++t) {
       const Term &term = terms[t];
@@ -167,12 +186,11 @@ void krypton_combine(const i64 *a, double p, double q) {
     if (first)
       zero_pixels(row, out_pixel, left, right, channels);
     if (function) {
-      const float *b = base + (y - top) * base_row;
       if (out_pixel == channels && base_pixel == channels)
-        apply(function, p, q, row + left * channels, b, (right - left) * channels);
+        apply(function, p, q, row + left * channels, b, row + left * channels, nullptr, (right - left) * channels);
       else
         for (i64 x = left; x < right; ++x)
-          apply(function, p, q, row + x * out_pixel, b + (x - left) * base_pixel, channels);
+          apply(function, p, q, row + x * out_pixel, b + (x - left) * base_pixel, row + x * out_pixel, nullptr, channels);
     }
   }
 }

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 NATIVE_FUNCTIONS = {
@@ -110,4 +111,5 @@ def strides(tensor: Tensor) -> tuple[int, int, int]:
     """Of batch, row and pixel; the channels of what kernels read and write are innermost."""
     batch, channel, row, pixel = tensor.stride()
     assert channel == 1 or tensor.shape[1] == 1, "kernels want channels innermost"
+    assert tensor.dtype == torch.float32, "kernels want single precision"
     return batch, row, pixel

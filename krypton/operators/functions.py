@@ -55,6 +55,7 @@ FUNCTIONS: dict[str, FunctionSpec] = {
         lambda x, slope: F.leaky_relu(x, slope), ("aten.leaky_relu.default",), lambda slope=0.01: (float(slope),)
     ),
     "elu": FunctionSpec(lambda x, alpha: F.elu(x, alpha), ("aten.elu.default",), _elu),
+    "selu": FunctionSpec(F.selu, ("aten.selu.default",)),
     "mish": FunctionSpec(F.mish, ("aten.mish.default",)),
     "softplus": FunctionSpec(
         lambda x, beta, threshold: F.softplus(x, beta, threshold),

@@ -22,7 +22,7 @@ class DeviceProfile:
 
     multiply_adds_per_ms: float = 9.5e7
     bytes_per_ms: float = 1.2e7
-    node_overhead_ms: float = 0.03
+    node_overhead_ms: float = 0.06
 
 
 def node_cost(node: Node, box: Box, batch: int, profile: DeviceProfile) -> Cost:

@@ -209,3 +209,23 @@ def test_reader_that_goes_away_ends_the_command_quietly(folder: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_full_disk_is_no_bug_of_ours(folder: Path) -> None:
+    command = [sys.executable, "-m", "krypton", "-c", "SELECT 1"]
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "ExecutionError: the output cannot be written: No space left on device\n"
+
+
+def test_interrupt_before_any_statement_is_said_too(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(krypton, "connect", interrupt)
+    assert main(["-c", "SELECT 1"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"

@@ -1,0 +1,392 @@
+"""How plans run: batches as they come, stopping, cancelling, memory, tiles, threads, times; and odd occlusions."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from support.judge import Oracle, check_exact, run_plan, settings_of
+from support.nets import SpecNet, Step
+from support.small import GRID, IMAGE, captured_model, image_and_fill, model
+from torch import Tensor
+
+from krypton.errors import ExecutionError, PlanError
+from krypton.executor import Execution, execute
+from krypton.executor.program import Program
+from krypton.ir.delta import Box, Delta
+from krypton.ir.geometry import Interval
+from krypton.ir.occlusions import Grid, Masks, Tiling
+from krypton.ir.plan import QueryPlan
+from krypton.operators.conv import Conv
+from krypton.planner.optimizer import plan_query
+
+PAIRS = Tiling(rows=(Interval(0, 2), Interval(2, 4)), columns=(Interval(0, 1), Interval(1, 4)))
+
+
+def planned(name: str = "residual", tiling: Tiling | None = None, **values: object) -> QueryPlan:
+    plan = plan_query(captured_model(name), GRID, settings=settings_of({"disabled_rules": "full_when_cheaper"} | values))
+    if tiling is None:
+        return plan
+    assert plan.tensor is not None
+    return replace(plan, tensor=replace(plan.tensor, tiling=tiling, head_batch=1))
+
+
+def started(plan: QueryPlan, name: str = "residual", **options: object) -> Execution:
+    return execute(plan, *image_and_fill(), weights=captured_model(name).weights, **options)  # type: ignore[arg-type]
+
+
+def test_batches_come_in_the_order_of_tiles_and_are_complete() -> None:
+    plan = planned(tiling=PAIRS)
+    assert plan.tensor is not None
+    places = [int(i) for batch in started(plan) for i in batch.indices]
+    assert places == [i for tile in PAIRS.tiles(GRID) for i in tile.indices]
+    assert sorted(places) == list(range(GRID.count))
+
+
+def test_what_runs_whole_is_gathered_from_several_tiles() -> None:
+    plan = planned(tiling=PAIRS)
+    assert plan.tensor is not None
+    plan = replace(plan, tensor=replace(plan.tensor, head_batch=5))
+    assert [len(batch.indices) for batch in started(plan)] == [5, 5, 5, 1]
+
+
+def test_the_first_batch_comes_before_the_rest_is_computed() -> None:
+    run = started(planned(tiling=PAIRS), timed=True)
+    assert run.actual == {}
+    next(run)
+    after_one = sum(run.actual.values())
+    assert after_one > 0
+    list(run)
+    assert sum(run.actual.values()) > after_one
+
+
+def test_base_logits_are_there_at_once() -> None:
+    image, fill = image_and_fill()
+    oracle = Oracle(model("residual"), image, fill, GRID)
+    torch.testing.assert_close(started(planned()).base_logits.double(), oracle.base, rtol=1e-4, atol=1e-5)
+
+
+def test_a_closed_run_yields_nothing_more() -> None:
+    run = started(planned(tiling=PAIRS))
+    next(run)
+    run.close()
+    assert list(run) == []
+
+
+def test_a_closed_run_frees_its_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: list[weakref.ref[Program]] = []
+
+    def made(*given: object) -> Program:
+        program = Program(*given)  # type: ignore[arg-type]
+        programs.append(weakref.ref(program))
+        return program
+
+    monkeypatch.setattr("krypton.executor.execution.Program", made)
+    run = started(planned(tiling=PAIRS))
+    next(run)
+    assert programs[0]() is not None
+    run.close()
+    gc.collect()
+    assert programs[0]() is None
+
+
+@pytest.mark.parametrize("after", [0, 1, 20, 40])
+def test_a_cancelled_run_ends_without_an_error(after: int) -> None:
+    asked: list[int] = []
+
+    def cancelled() -> bool:
+        asked.append(1)
+        return len(asked) > after
+
+    batches = list(started(planned(tiling=PAIRS), cancelled=cancelled))
+    assert len(batches) < GRID.count
+    assert len(asked) == after + 1
+    full = run_plan(planned(), captured_model("residual"), *image_and_fill())
+    for batch in batches:  # what came is valid
+        torch.testing.assert_close(batch.logits, full[batch.indices], rtol=1e-4, atol=1e-5)
+
+
+def test_a_naive_run_can_be_cancelled_between_batches() -> None:
+    plan, seen = plan_query(None, GRID, settings=settings_of({"batch": 4})), []
+    run = execute(plan, *image_and_fill(), module=model("residual"), cancelled=lambda: len(seen) == 2)
+    for batch in run:
+        seen.append(len(batch.indices))
+    assert seen == [4, 4]
+
+
+def test_out_of_memory_halves_the_tile_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    trunk = Program.trunk
+
+    def greedy(self: Program, occluder: object, tile: object) -> dict[int, Tensor]:
+        if len(tile.indices) > 3:  # type: ignore[attr-defined]
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to")
+        sizes.append(len(tile.indices))  # type: ignore[attr-defined]
+        return trunk(self, occluder, tile)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Program, "trunk", greedy)
+    logits = run_plan(planned(), captured_model("residual"), *image_and_fill())
+    Oracle(model("residual"), *image_and_fill(), GRID).judge(logits)
+    assert sum(sizes) == GRID.count
+    assert max(sizes) == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), MemoryError(), torch.OutOfMemoryError("no")])
+def test_memory_that_is_not_enough_for_one_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def greedy(*given: object) -> dict[int, Tensor]:
+        raise error
+
+    monkeypatch.setattr(Program, "trunk", greedy)
+    with pytest.raises(ExecutionError, match="not enough memory for a single occlusion"):
+        list(started(planned()))
+
+
+def test_what_runs_whole_is_halved_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    head = Program.head
+
+    def greedy(self: Program, values: dict[int, Tensor], batch: int) -> Tensor:
+        if batch > 3:
+            raise RuntimeError("CUDA out of memory")
+        sizes.append(batch)
+        return head(self, values, batch)
+
+    monkeypatch.setattr(Program, "head", greedy)
+    logits = run_plan(planned("gated"), captured_model("gated"), *image_and_fill())
+    Oracle(model("gated"), *image_and_fill(), GRID).judge(logits)
+    assert sizes == [2] * 8
+
+
+def test_naive_batches_are_halved_as_well() -> None:
+    sizes: list[int] = []
+
+    class Greedy(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 5:
+                raise RuntimeError("CUDA out of memory")
+            sizes.append(len(x))
+            return x.mean((2, 3))
+
+    run = execute(plan_query(None, GRID), *image_and_fill(), module=Greedy())
+    places = [i for batch in run for i in batch.indices.tolist()]
+    assert places == list(range(GRID.count))
+    assert sizes == [1, 4, 4, 4, 4]
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: object) -> dict[int, Tensor]:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(Program, "trunk", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        list(started(planned()))
+
+
+def test_times_are_kept_per_node_when_asked_for() -> None:
+    plan = planned("gated")
+    assert plan.tensor is not None
+    run = started(plan, "gated", timed=True)
+    list(run)
+    timed = {node.id for node in plan.tensor.graph if node.op not in ("image", "constant")}
+    assert set(run.actual) == timed
+    assert all(milliseconds > 0 for milliseconds in run.actual.values())
+    assert 0 < sum(run.actual.values()) / 1e3 < run.seconds
+    untimed = started(plan, "gated")
+    list(untimed)
+    assert untimed.actual == {}
+
+
+def test_seconds_do_not_count_what_happens_between_batches() -> None:
+    run = started(planned(tiling=PAIRS))
+    next(run)
+    before = run.seconds
+    sum(range(10**6))
+    assert run.seconds == before
+    next(run)
+    assert run.seconds > before
+
+
+def test_a_run_can_be_restricted_to_some_tiles() -> None:
+    plan = planned(tiling=PAIRS)
+    chosen = PAIRS.tiles(GRID)[1:3]
+    full = run_plan(planned(), captured_model("residual"), *image_and_fill())
+    places = []
+    for batch in started(plan, tiles=chosen):
+        places += batch.indices.tolist()
+        torch.testing.assert_close(batch.logits, full[batch.indices], rtol=1e-4, atol=1e-5)
+    assert places == [i for tile in chosen for i in tile.indices]
+    naive = execute(plan_query(None, GRID), *image_and_fill(), module=model("residual"), tiles=chosen)
+    assert [i for batch in naive for i in batch.indices.tolist()] == places
+    assert list(started(plan, tiles=[])) == []
+
+
+def test_threads_are_those_of_the_settings_while_running_and_as_before_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, inside = torch.get_num_threads(), []
+    trunk = Program.trunk
+
+    def watched(self: Program, *given: object) -> dict[int, Tensor]:
+        inside.append(torch.get_num_threads())
+        return trunk(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Program, "trunk", watched)
+    run = started(planned(tiling=PAIRS), settings=settings_of({"threads": before + 2}))
+    assert torch.get_num_threads() == before
+    for _ in run:
+        assert torch.get_num_threads() == before
+    assert set(inside) == {before + 2}
+
+
+def test_gradients_are_not_recorded() -> None:
+    batch = next(started(planned()))
+    assert not batch.logits.requires_grad
+    assert batch.logits.dtype == torch.float32
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("disabled", ["share_views", "materialise_views", "share_views,materialise_views"])
+def test_views_may_live_for_a_batch_only(disabled: str) -> None:
+    plan = planned(disabled_rules=f"full_when_cheaper,{disabled}")
+    assert plan.tensor is not None
+    assert (plan.tensor.view_scope == "batch") == ("share_views" in disabled)
+    assert (plan.tensor.views is None) == ("materialise_views" in disabled)
+    logits = run_plan(plan, captured_model("residual"), *image_and_fill())
+    Oracle(model("residual"), *image_and_fill(), GRID).judge(logits)
+
+
+def test_a_plan_that_forgets_a_view_says_which() -> None:
+    plan = planned()
+    assert plan.tensor is not None
+    assert plan.tensor.views
+    forgetful = replace(plan, tensor=replace(plan.tensor, views=plan.tensor.views[1:]))
+    with pytest.raises(PlanError, match=rf"reads the view '{plan.tensor.views[0][1]}' of %{plan.tensor.views[0][0]}"):
+        list(started(forgetful))
+
+
+def test_what_a_plan_needs_must_be_given() -> None:
+    image, fill = image_and_fill()
+    with pytest.raises(ExecutionError, match="needs the weights"):
+        execute(planned(), image, fill)
+    with pytest.raises(ExecutionError, match="needs the model itself"):
+        execute(plan_query(None, GRID), image, fill)
+    with pytest.raises(ExecutionError, match=r"for images \(3, 19, 16\), this one is \(3, 16, 19\)"):
+        execute(planned(), image.transpose(1, 2), fill.transpose(1, 2), weights=captured_model("residual").weights)
+
+
+def test_images_and_fills_are_not_written_to() -> None:
+    image, fill = image_and_fill()
+    before = image.clone(), fill.clone()
+    list(execute(planned("plain"), image, fill, weights=captured_model("plain").weights))
+    assert torch.equal(image, before[0])
+    assert torch.equal(fill, before[1])
+
+
+def test_a_fill_may_be_one_value_per_channel() -> None:
+    image, _ = image_and_fill()
+    fill = torch.tensor([0.5, -1.0, 2.0]).view(3, 1, 1)
+    check_exact(model("shuffled"), image, fill, GRID, {"disabled_rules": "full_when_cheaper"})
+
+
+def test_a_fill_equal_to_the_image_changes_nothing() -> None:
+    image, _ = image_and_fill()
+    run = execute(planned(), image, image, weights=captured_model("residual").weights)
+    for batch in run:
+        torch.testing.assert_close(batch.logits, run.base_logits.expand_as(batch.logits), rtol=1e-5, atol=1e-6)
+
+
+def _spoil(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Delta], None]) -> None:
+    """Let every convolution's delta be changed by `spoil`."""
+    honest = Conv.delta
+
+    def delta(self: Conv, node: object, inputs: object, tile: object) -> object:
+        result = honest(self, node, inputs, tile)  # type: ignore[arg-type]
+        assert isinstance(result, Delta)
+        spoil(result)
+        return result
+
+    monkeypatch.setattr(Conv, "delta", delta)
+
+
+def test_debug_finds_a_wrong_delta(monkeypatch: pytest.MonkeyPatch) -> None:
+    _spoil(monkeypatch, lambda delta: delta.data.mul_(1.5))
+    with pytest.raises(ExecutionError, match=r"the delta of %\d+ \(conv\) is wrong by"):
+        list(started(planned(), settings=settings_of()))
+    list(started(planned(), settings=settings_of({"debug": False})))
+
+
+def test_debug_finds_what_lies_outside_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spill(delta: Delta) -> None:
+        rows, columns = delta.field
+        delta.field = Box(Interval(rows.start + 1, rows.stop), columns)
+
+    _spoil(monkeypatch, spill)
+    plan = planned()
+    with pytest.raises(ExecutionError, match=r"invariant I1 broken at %\d+ \(conv\)"):
+        list(started(plan, settings=settings_of(), tiles=plan.tensor.tiling.tiles(GRID)[:1]))  # type: ignore[union-attr]
+
+
+def masks_of_all_kinds() -> Masks:
+    """Corners, a cross, a frame, scattered pixels, everything, and what is far apart in one mask."""
+    _, height, width = IMAGE
+    masks = torch.zeros(8, height, width, dtype=torch.bool)
+    masks[0, 0, 0] = masks[1, -1, -1] = True
+    masks[2, 0, 0] = masks[2, -1, -1] = True
+    masks[3, 9], masks[3, :, 7] = True, True
+    masks[4, [0, -1]], masks[4, :, [0, -1]] = True, True
+    masks[5] = torch.rand(height, width, generator=torch.Generator().manual_seed(0)) < 0.1
+    masks[6] = True
+    masks[7, 4:7, 2:5] = masks[7, 12:14, 11:15] = True
+    return Masks(masks)
+
+
+@pytest.mark.parametrize("name", ["residual", "dense", "gated", "plain"])
+def test_masks_of_any_shape_are_exact(name: str) -> None:
+    for disabled in ("full_when_cheaper", "full_when_cheaper,position_tiles", ""):
+        check_exact(model(name), *image_and_fill(), masks_of_all_kinds(), {"disabled_rules": disabled})
+
+
+STRIDED = (
+    Step("conv", (0,), {"out": 4, "kernel": 1, "stride": 2}),
+    Step("activation", (1,), {"name": "relu"}),
+    Step("conv", (2,), {"out": 4, "kernel": 3, "padding": 1}),
+)
+
+
+@pytest.mark.parametrize("head", ["mean_head", "flatten_head", "max_head"])
+def test_pixels_that_a_stride_steps_over_change_nothing(head: str) -> None:
+    """1×1 patches on a 1×1 convolution of stride 2: three of four fields are empty, and their answer is the base."""
+    net = SpecNet((3, 6, 5), [*STRIDED, Step(head, (3,), {"out": 2, "bias": True} if head == "flatten_head" else {"out": 2})])
+    generator = torch.Generator().manual_seed(1)
+    image, fill = torch.randn(3, 6, 5, generator=generator), torch.randn(3, 6, 5, generator=generator)
+    for disabled in ("full_when_cheaper", "full_when_cheaper,position_tiles"):
+        grid = Grid((6, 5), (1, 1), (1, 1))
+        check_exact(net, image, fill, grid, {"disabled_rules": disabled})
+
+
+@pytest.mark.parametrize("kind", ["add", "sub", "mul", "concat"])
+def test_fields_that_are_empty_along_different_axes_change_nothing(kind: str) -> None:
+    """Two opposite quarters of the image: an occlusion in one of the others shares rows with one, columns with the other."""
+    first = {"top": 0, "bottom": 4, "left": 0, "right": 4}
+    second = {"top": 4, "bottom": 8, "left": 4, "right": 8}
+    steps = [Step("crop", (0,), first), Step("crop", (0,), second), Step(kind, (1, 2)), *_then(3)]
+    fused = [*steps[:2], Step("conv", (1,), {"out": 2, "kernel": 1}), Step(kind, (3, 2)), *_then(4)]
+    generator = torch.Generator().manual_seed(1)
+    image, fill = torch.randn(2, 8, 8, generator=generator), torch.randn(2, 8, 8, generator=generator)
+    for net in (SpecNet((2, 8, 8), steps), SpecNet((2, 8, 8), fused)):
+        for kernels in ("auto", "reference"):
+            settings = {"disabled_rules": "full_when_cheaper,position_tiles", "kernels": kernels}
+            check_exact(net, image, fill, Grid((8, 8), (2, 2), (2, 2)), settings)
+
+
+def _then(last: int) -> list[Step]:
+    steps = [Step("conv", (last,), {"out": 3, "kernel": 3, "padding": 1}), Step("activation", (last + 1,), {"name": "silu"})]
+    return [*steps, Step("mean_head", (last + 2,), {"out": 2})]
+
+
+def test_a_patch_as_large_as_the_image_is_exact() -> None:
+    check_exact(
+        model("inception"), *image_and_fill(), Grid(IMAGE[1:], IMAGE[1:], (1, 1)), {"disabled_rules": "full_when_cheaper"}
+    )
