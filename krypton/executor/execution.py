@@ -81,8 +81,8 @@ def execute(
 ) -> Execution:
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
 
-    Exact plans need `weights`; naive ones the `module`, or the weights of a captured graph. `tiles` restricts the run to some
-    of the plan's tiles. `cancelled` is asked between operators (batches, in naive plans); when it says so, the run ends early without an error.
+    Exact plans need `weights`, naive ones the `module`. `tiles` restricts the run to some of the plan's tiles. `cancelled` is
+    asked between operators (between batches in naive plans); when it says so, the run ends early without an error.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()

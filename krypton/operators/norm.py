@@ -69,4 +69,5 @@ class LocalResponseNorm(_PixelNorm):
         size, alpha, beta, k = (node.attrs[name] for name in ("size", "alpha", "beta", "k"))
         squares = F.pad((x * x).permute(0, 2, 3, 1), (size // 2, (size - 1) // 2))
         means = F.avg_pool2d(squares.flatten(0, 1), (1, size), 1).reshape(x.permute(0, 2, 3, 1).shape)
-        return x / (means * alpha + k).pow(beta).permute(0, 3, 1, 2)
+        result: Tensor = x / (means * alpha + k).pow(beta).permute(0, 3, 1, 2)
+        return result

@@ -187,4 +187,4 @@ class AdaptiveAveragePool(Operator):
         return matrix
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:
-        return F.adaptive_avg_pool2d(inputs[0], node.shape[1:])
+        return F.adaptive_avg_pool2d(inputs[0], (node.shape[1], node.shape[2]))
