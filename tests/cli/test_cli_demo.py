@@ -39,6 +39,7 @@ def test_slow_computer_races_on_a_sample_and_is_told(
 ) -> None:
     monkeypatch.setattr(demo, "_LONGEST_NAIVE", 0.0)
     monkeypatch.setattr(demo, "_SAMPLED_ROWS", 2)
+    monkeypatch.setattr(demo, "_time_exact", lambda *_: 1.0)
     assert main(["demo", "--out", "elsewhere"]) == 0
     out = capsys.readouterr().out
     assert "scaled from 10 positions in evenly drawn rows" in out
