@@ -30,7 +30,9 @@ def _build_reference(node: Node, weight: Callable[[Reference], Tensor]) -> Runne
 
 
 def _onednn_supports(node: Node, device: torch.device) -> bool:
-    return device.type == "cpu" and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    # of a single channel, results that are one pixel wide come out wrong (PyTorch 2.14; see operators.base.one_channel)
+    able = device.type == "cpu" and node.attrs["in_channels"] > 1
+    return able and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 def _build_onednn(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:

@@ -186,3 +186,11 @@ def pair(value: int | Sequence[int]) -> tuple[int, int]:
 def channels_last(tensor: Tensor) -> Tensor:
     """The same tensor (B, C, h, w), channels innermost in memory."""
     return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def one_channel(tensor: Tensor) -> Tensor:
+    """The same tensor (B, C, h, w); a single channel with the strides of its pixels, not of channels innermost.
+
+    Both describe the same memory, but PyTorch's oneDNN convolution reads the latter wrongly when its result is one pixel wide.
+    """
+    return tensor.flatten(1).view(tensor.shape) if tensor.shape[1] == 1 else tensor

@@ -24,6 +24,7 @@ from krypton.operators.base import (
     Value,
     Whole,
     channels_last,
+    one_channel,
     pair,
     register,
 )
@@ -118,14 +119,14 @@ class Conv(Operator):
         result = None
         if isinstance(source, Delta):
             spans = [split_read(source.field[axis], self.read(node, axis, field[axis])) for axis in (0, 1)]
-            x = channels_last(source.window(spans[0][1], spans[1][1]))
+            x = one_channel(channels_last(source.window(spans[0][1], spans[1][1])))
             data = tile.kernel(node)(x, (spans[0][0], spans[1][0]))
             result = Delta(data, field.rows.start, field.columns.start, field)
         return tile.finish(node, result, inputs[1:])  # type: ignore[arg-type]
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:
         top, bottom, left, right = node.attrs["padding"]
-        x, pads = inputs[0], (max(top, 0), max(left, 0))
+        x, pads = one_channel(inputs[0]), (max(top, 0), max(left, 0))
         if (top, left) != (bottom, right) or min(top, left) < 0:
             x, pads = F.pad(x, (left, right, top, bottom)), (0, 0)
         bias = whole.weight(node.weights["bias"]) if "bias" in node.weights else None

@@ -386,6 +386,20 @@ def _then(last: int) -> list[Step]:
     return [*steps, Step("mean_head", (last + 2,), {"out": 2})]
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("out", [1, 2])
+def test_results_one_pixel_wide_of_one_channel_are_exact(out: int, kernels: str) -> None:
+    """PyTorch's oneDNN gets them wrong in some memory layouts; gray images have one channel, and fields can be that narrow."""
+    steps = [Step("conv", (0,), {"out": out, "kernel": 4, "padding": (2, 0), "stride": (1, 3)})]
+    steps.append(Step("conv", (1,), {"out": 2, "kernel": (3, 1), "padding": (1, 0)}))
+    net = SpecNet((1, 16, 9), [*steps, Step("flatten_head", (2,), {"out": 3, "bias": True})])
+    generator = torch.Generator().manual_seed(1)
+    image, fill = torch.randn(1, 16, 9, generator=generator), torch.randn(1, 16, 9, generator=generator)
+    settings = {"disabled_rules": "full_when_cheaper", "kernels": kernels, "batch": 2}
+    for grid in (Grid((16, 9), (12, 3), (4, 2)), Grid((16, 9), (2, 2), (14, 1))):
+        check_exact(net, image, fill, grid, settings)
+
+
 def test_a_patch_as_large_as_the_image_is_exact() -> None:
     check_exact(
         model("inception"), *image_and_fill(), Grid(IMAGE[1:], IMAGE[1:], (1, 1)), {"disabled_rules": "full_when_cheaper"}

@@ -64,6 +64,13 @@ def test_a_function_without_a_native_form_runs_in_the_reference() -> None:
     assert choose("combine", node, CPU) == "reference"
 
 
+def test_convolutions_of_one_channel_run_in_the_reference() -> None:
+    """PyTorch's oneDNN gives wrong numbers for them where the result is one pixel wide."""
+    attrs = {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "in_channels": 1}
+    assert choose("conv", Node(1, "conv", (0,), (4, 8, 8), attrs), CPU) == "reference"
+    assert choose("conv", Node(1, "conv", (0,), (4, 8, 8), attrs | {"in_channels": 2}), CPU) == "onednn"
+
+
 def test_a_sum_of_more_terms_than_native_takes_runs_in_the_reference() -> None:
     terms = tuple(Term(i) for i in range(native.MOST_TERMS + 1))
     assert (

@@ -229,6 +229,7 @@ def test_nan_for_this_image_alone_is_an_error(con: krypton.Connection) -> None:
     query = con.sql("EXPLAIN OCCLUSION OF $img USING MODEL logs PATCH 8 MODE NAIVE", {"img": torch.full(SHAPE, -60.0)})
     with pytest.raises(ExecutionError, match="NaN"):
         query.run()
+    con.sql("DROP MODEL logs")  # the session is shared with other tests
 
 
 # ---------------------------------------------------------------------------------------------------- streams

@@ -50,6 +50,7 @@ ZOO = (
     Entry("timm:hrnet_w18_small", ends="upsample_nearest2d"),
     Entry("timm:mixnet_s", ends="mul"),
     Entry("timm:vit_tiny_patch16_224", 224, ends="view"),
+    Entry("timm:swin_tiny_patch4_window7_224", 224, ends="permute"),
 )
 
 
@@ -67,12 +68,11 @@ def build(entry: Entry) -> nn.Module:
             # torchvision's pretrained Inceptions take their input apart by channel, so ours do as well
             extra = {"init_weights": True, "transform_input": True} if "ception" in entry.name or "goog" in entry.name else {}
             model = torchvision.models.get_model(entry.name, num_classes=10, **extra)
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    norms = [part.train() for part in model.eval().modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
-    if norms:
-        with torch.no_grad():
-            model.train()(torch.randn(4, 3, entry.size, entry.size))
+    with torch.no_grad():
+        model(torch.randn(4, 3, entry.size, entry.size))
     return model.eval()
 
 
@@ -92,7 +92,10 @@ def test_a_model_of_the_zoo_is_exact(entry: Entry) -> None:
     plan = plan_query(captured, grid, settings=settings_of({"disabled_rules": "full_when_cheaper"}))
     assert plan.kind == "exact"
     generator = torch.Generator().manual_seed(1)
-    image, fill = torch.randn(3, entry.size, entry.size, generator=generator), torch.zeros(3, 1, 1)
+    image = torch.randn(3, entry.size, entry.size, generator=generator)
+    # not zero: without biases it makes whole regions zero, and the layer norms of an untrained ConvNeXt blow up the rounding
+    # errors there a thousand times
+    fill = torch.tensor([0.07, 0.2, 0.43]).view(3, 1, 1)
     logits = run_plan(plan, captured, image, fill, settings_of())
     Oracle(model, image, fill, grid).judge(logits)
     ends = [note for note in plan.notes if note.startswith("increments end before")]
