@@ -61,6 +61,7 @@ class Program:
         self._head = _ancestors_of_output(plan)
         self._crossing = _crossing(plan)
         self._last = last_uses(self._trunk)
+        self.fused: set[int] = set()
         self.kernels, self.combines = self._build_kernels()
 
     def weight(self, reference: Reference) -> Tensor:
@@ -77,10 +78,13 @@ class Program:
             names = node.kernel.split("+") if node.kernel else ["reference"]
             served = choose(node.op, node, self.device, reference=True)  # does this operator use kernels at all?
             if node.op != "combine" and served:
-                kernels[node.id] = self._build(find(node.op, names[0]), node)
+                kernel = find(node.op, names[0])
+                kernels[node.id] = self._build(kernel, node)
+                if kernel.fused:
+                    self.fused.add(node.id)
             if node.epilogue or node.id in self.fields.places or node.op == "conv":
                 # a node without epilogue may still have to be copied to its place
-                name = names[-1] if node.epilogue else choose("combine", node, self.device)
+                name = names[-1] if node.epilogue and node.id not in self.fused else choose("combine", node, self.device)
                 combines[node.id] = self._build(find("combine", name), node)
         return kernels, combines
 

@@ -79,29 +79,51 @@ class RunningTile:
     def kernel(self, node: Node) -> Callable[..., Any]:
         return self._program.kernels[node.id]
 
+    def fused(self, node: Node, source: Delta, extra: Sequence[Delta | None]) -> Delta | None:
+        """The whole delta rule, ending included, by a kernel that does it in one; None when the node's is not of that kind."""
+        if node.id not in self._program.fused:
+            return None
+        own, terms = None, self._terms(node, None, extra)
+        for term in node.epilogue.terms if node.epilogue else ():
+            if term.input < 0 and term.scale:
+                own = self.weight(term.scale)
+        target, field = self.target(node), self.field(node)
+        self.kernel(node)(target, field, source, own, terms, self._base(node, field))
+        return target
+
     def finish(self, node: Node, result: Delta | None, extra: Sequence[Delta | None]) -> Delta:
         """Apply a node's epilogue to its own result and its further inputs, and put the delta where it belongs."""
         field, epilogue = self.field(node), node.epilogue
         if epilogue is None and result is not None and self._in_place(node):
             return result
-        terms: list[tuple[Delta, Tensor | None]] = []
         if epilogue is None:
-            terms = [] if result is None else [(result, None)]
+            terms: list[tuple[Delta, Tensor | None]] = [] if result is None else [(result, None)]
         else:
-            first = 0 if node.op == "combine" else 1
-            for term in epilogue.terms:
-                delta = result if term.input < 0 else extra[term.input - first]
-                if delta is not None:
-                    terms.append((delta, self.weight(term.scale) if term.scale else None))
+            terms = self._terms(node, result, extra)
             terms.sort(key=lambda term: term[0] is not result)  # kernels read what they overwrite first
-        base = None
-        if epilogue is not None and epilogue.function is not None:
-            (top, bottom), (left, right) = field
-            base = self.view(node.id, "pre")[:, :, top:bottom, left:right]
         # in place where the node's own result already has the right extent: one pass over memory less
         target = result if result is not None and self._in_place(node) else self.target(node)
-        self._program.combines[node.id](target, field, terms, base)
+        self._program.combines[node.id](target, field, terms, self._base(node, field))
         return target
+
+    def _terms(
+        self, node: Node, result: Delta | None, extra: Sequence[Delta | None]
+    ) -> list[tuple[Delta, Tensor | None]]:
+        """What a node's epilogue sums, and the scales; without its own result when that is None."""
+        terms: list[tuple[Delta, Tensor | None]] = []
+        first = 0 if node.op == "combine" else 1
+        for term in node.epilogue.terms if node.epilogue else ():
+            delta = result if term.input < 0 else extra[term.input - first]
+            if delta is not None:
+                terms.append((delta, self.weight(term.scale) if term.scale else None))
+        return terms
+
+    def _base(self, node: Node, field: Box) -> Tensor | None:
+        """The view on a field that the epilogue's function starts from, None without a function."""
+        if node.function is None:
+            return None
+        (top, bottom), (left, right) = field
+        return self.view(node.id, "pre")[:, :, top:bottom, left:right]
 
     def _in_place(self, node: Node) -> bool:
         return node.id not in self._program.fields.places and self._window(node) == self.field(node)

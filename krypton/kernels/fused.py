@@ -9,77 +9,27 @@ Views are whole maps (1, C, H, W).
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from krypton.errors import PlanError, unknown
 from krypton.ir.delta import Box, Delta
 from krypton.ir.graph import Node
 from krypton.ir.weights import Reference
 from krypton.kernels import native
+from krypton.kernels.native import Terms, fitting
 from krypton.kernels.registry import Kernel, Runner, register_kernel
 from krypton.operators.combine import per_channel
 from krypton.operators.functions import evaluate
 from krypton.operators.pool import divisors
 
-Terms = Sequence[tuple[Delta, Tensor | None]]
-
-
-def _native_supports(node: Node, device: torch.device) -> bool:
-    if device.type != "cpu" or native.library() is None:
-        return False
-    if node.epilogue is None:
-        return True
-    function = node.epilogue.function
-    return len(node.epilogue.terms) <= native.MOST_TERMS and (function is None or function.name in native.NATIVE_FUNCTIONS)
-
-
-def _library() -> ctypes.CDLL:
-    loaded = native.library()
-    if loaded is None:
-        raise PlanError("the plan wants compiled kernels, which need a C++ compiler here: plan the query again on this machine")
-    return loaded
-
-
-def _fitting(condition: bool) -> None:
-    """Compiled code trusts what it is given, so a plan whose parts contradict each other must end here."""
-    if not condition:
-        raise PlanError("the plan's nodes and weights do not fit together: it is damaged, plan the query again")
-
-
 def _build_combine_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    function = node.function
-    call = _library().krypton_combine
-    if function and function.name not in native.NATIVE_FUNCTIONS:
-        raise PlanError(unknown("function", function.name, native.NATIVE_FUNCTIONS))
-    number = native.NATIVE_FUNCTIONS[function.name] if function else 0
-    _fitting(not node.epilogue or len(node.epilogue.terms) <= native.MOST_TERMS)
-    p, q = (*(function.parameters if function else ()), 0.0, 0.0)[:2]
+    call, ending = native.loaded().krypton_combine, native.Ending(node.function)
 
     def run(target: Delta, field: Box, terms: Terms, base: Tensor | None) -> None:
-        data, top, left = target.data, target.top, target.left
-        batch, channels, height, width = data.shape
-        rows, columns = field
-        _fitting(target.rows.contains(rows) and target.columns.contains(columns))
-        _fitting(base is None or base.shape == (1, channels, rows.size, columns.size))
-        arguments = [
-            data.data_ptr(), batch, height, width, channels, *native.strides(data),
-            rows.start - top, rows.stop - top, columns.start - left, columns.stop - left,
-            *((base.data_ptr(), *native.strides(base)[1:]) if base is not None else (0, 0, 0)), number, len(terms),
-        ]  # fmt: skip
-        for delta, scale in terms:
-            (r0, r1), (c0, c1) = delta.rows, delta.columns
-            _fitting(delta.data.shape[:2] == data.shape[:2])
-            _fitting(scale is None or (scale.shape == (channels,) and scale.dtype == torch.float32))
-            arguments += [
-                delta.data.data_ptr(), *native.strides(delta.data), r0 - top, r1 - top, c0 - left, c1 - left,
-                0 if scale is None else scale.data_ptr(),
-            ]  # fmt: skip
-        call(native.integers(arguments), p, q)
+        call(native.integers(ending.describe(target, field, None, terms, base)), *ending.parameters)
 
     return run
 
@@ -102,17 +52,17 @@ def _build_combine_reference(node: Node, weight: Callable[[Reference], Tensor]) 
 
 
 def _build_max_pool_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    call = _library().krypton_max_pool
+    call = native.loaded().krypton_max_pool
     numbers = [n for name in ("kernel", "stride", "padding", "dilation") for n in node.attrs[name]]
-    _fitting(len(numbers) == 8)
+    fitting(len(numbers) == 8)
 
     def run(target: Delta, source: Delta, view: Tensor, result: Tensor) -> None:
         data = target.data
         batch, channels, height, width = data.shape
-        _fitting(source.data.shape[:2] == data.shape[:2] and view.shape[1] == result.shape[1] == channels)
-        _fitting(target.field.rows.stop <= result.shape[2] and target.field.columns.stop <= result.shape[3])
-        _fitting(target.rows.contains(target.field.rows) and target.columns.contains(target.field.columns))
-        _fitting(target.field.rows.start >= 0 <= target.field.columns.start)
+        fitting(source.data.shape[:2] == data.shape[:2] and view.shape[1] == result.shape[1] == channels)
+        fitting(target.field.rows.stop <= result.shape[2] and target.field.columns.stop <= result.shape[3])
+        fitting(target.rows.contains(target.field.rows) and target.columns.contains(target.field.columns))
+        fitting(target.field.rows.start >= 0 <= target.field.columns.start)
         arguments = [
             data.data_ptr(), batch, height, width, channels, *native.strides(data), target.top, target.left,
             source.data.data_ptr(), *native.strides(source.data), *source.rows, *source.columns,
@@ -141,15 +91,15 @@ def _build_max_pool_reference(node: Node, weight: Callable[[Reference], Tensor])
 
 
 def _build_avg_pool_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
-    call = _library().krypton_avg_pool
+    call = native.loaded().krypton_avg_pool
     numbers = [n for name in ("kernel", "stride", "padding") for n in node.attrs[name]]
-    _fitting(len(numbers) == 6)
+    fitting(len(numbers) == 6)
 
     def run(target: Delta, source: Delta) -> None:
         data = target.data
         batch, channels, height, width = data.shape
-        _fitting(source.data.shape[:2] == data.shape[:2])
-        _fitting(target.rows.contains(target.field.rows) and target.columns.contains(target.field.columns))
+        fitting(source.data.shape[:2] == data.shape[:2])
+        fitting(target.rows.contains(target.field.rows) and target.columns.contains(target.field.columns))
         weights = divisors(node, 0, target.field.rows), divisors(node, 1, target.field.columns)
         arguments = [
             data.data_ptr(), batch, height, width, channels, *native.strides(data), target.top, target.left,
@@ -183,4 +133,4 @@ for _operator, _native, _reference in (
     ("avg_pool", _build_avg_pool_native, _build_avg_pool_reference),
 ):
     register_kernel(Kernel("reference", _operator, lambda node, device: True, _reference))
-    register_kernel(Kernel("native", _operator, _native_supports, _native, priority=10))
+    register_kernel(Kernel("native", _operator, native.can_end, _native, priority=10))

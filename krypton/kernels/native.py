@@ -1,6 +1,7 @@
-"""native.cpp, compiled once by the system's C++ compiler and kept in the user's cache; without a compiler, None.
+"""The C++ kernels of cpp/, compiled once by the system's compiler and kept in the user's cache; without a compiler, None.
 
-The library is known by the hash of its source, compiler and processor flags. Calls pass one array of integers.
+The library is known by the hash of its sources, compiler and processor flags. Calls pass one array of integers; those that
+describe the ending of a delta rule (cpp/common.h) are made here.
 """
 
 from __future__ import annotations
@@ -14,10 +15,15 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from krypton.errors import PlanError, unknown
+from krypton.ir.delta import Box, Delta
+from krypton.ir.graph import Function, Node
 
 NATIVE_FUNCTIONS = {
     "relu": 1,
@@ -32,8 +38,10 @@ NATIVE_FUNCTIONS = {
     "leaky_relu": 10,
 }
 MOST_TERMS = 8
+ENDING_INTEGERS = 18 + 9 * MOST_TERMS
 
-_SOURCE = Path(__file__).with_name("native.cpp")
+_SOURCES = sorted(Path(__file__).with_name("cpp").glob("*.cpp"))
+_HEADERS = sorted(Path(__file__).with_name("cpp").glob("*.h"))
 # fast-math lets the compiler use vector versions of exp, tanh and erf; linking without it keeps denormals as they are
 _COMPILE = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17", "-c")
 _LINK = ("-shared", "-fopenmp", "-lm")
@@ -69,18 +77,24 @@ def library() -> ctypes.CDLL | None:
 
 
 def _compiled(cxx: str) -> Path:
-    flags = _processor()
-    key = hashlib.sha256("\0".join((_SOURCE.read_text(), cxx, *_COMPILE, *_LINK, flags)).encode()).hexdigest()[:20]
+    texts = [path.read_text() for path in (*_SOURCES, *_HEADERS)]
+    key = hashlib.sha256("\0".join((*texts, cxx, *_COMPILE, *_LINK, _processor())).encode()).hexdigest()[:20]
     target = cache_folder() / f"native-{key}.so"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        unlinked, linked = Path(folder) / "native.o", Path(folder) / "native.so"
-        for command in ((cxx, *_COMPILE, str(_SOURCE), "-o", str(unlinked)), (cxx, str(unlinked), *_LINK, "-o", str(linked))):
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, ThreadPoolExecutor() as pool:
+        objects = [Path(folder) / f"{source.stem}.o" for source in _SOURCES]
+        commands = [(cxx, *_COMPILE, str(s), "-o", str(o)) for s, o in zip(_SOURCES, objects, strict=True)]
+        list(pool.map(_run, commands))
+        linked = Path(folder) / "native.so"
+        _run((cxx, *map(str, objects), *_LINK, "-o", str(linked)))
         os.replace(linked, target)
     return target
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
 
 
 def _processor() -> str:
@@ -95,12 +109,37 @@ def _processor() -> str:
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
     integers = ctypes.POINTER(ctypes.c_int64)
-    loaded.krypton_combine.argtypes = [integers, ctypes.c_double, ctypes.c_double]
-    loaded.krypton_max_pool.argtypes = [integers]
-    loaded.krypton_avg_pool.argtypes = [integers]
-    for name in ("krypton_combine", "krypton_max_pool", "krypton_avg_pool"):
-        getattr(loaded, name).restype = None
+    for name in ("combine", "convolution", "winograd", "depthwise"):
+        getattr(loaded, f"krypton_{name}").argtypes = [integers, ctypes.c_double, ctypes.c_double]
+    for name in ("max_pool", "avg_pool", "pack", "winograd_pack"):
+        getattr(loaded, f"krypton_{name}").argtypes = [integers]
+    for name in ("combine", "convolution", "winograd", "depthwise", "max_pool", "avg_pool", "pack", "winograd_pack"):
+        getattr(loaded, f"krypton_{name}").restype = None
+    loaded.krypton_has_pairs.restype = ctypes.c_int64
     return loaded
+
+
+def loaded() -> ctypes.CDLL:
+    """The compiled kernels; PlanError where a plan wants them and they cannot be made."""
+    found = library()
+    if found is None:
+        raise PlanError("the plan wants compiled kernels, which need a C++ compiler here: plan the query again on this machine")
+    return found
+
+
+def can_end(node: Node, device: torch.device) -> bool:
+    """Are there compiled kernels here, and can they run the node's epilogue?"""
+    if device.type != "cpu" or library() is None:
+        return False
+    if node.epilogue is None:
+        return True
+    return len(node.epilogue.terms) <= MOST_TERMS and (node.function is None or node.function.name in NATIVE_FUNCTIONS)
+
+
+def fitting(condition: bool) -> None:
+    """Compiled code trusts what it is given, so a plan whose parts contradict each other must end here."""
+    if not condition:
+        raise PlanError("the plan's nodes and weights do not fit together: it is damaged, plan the query again")
 
 
 def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
@@ -113,3 +152,50 @@ def strides(tensor: Tensor) -> tuple[int, int, int]:
     assert channel == 1 or tensor.shape[1] == 1, "kernels want channels innermost"
     assert tensor.dtype == torch.float32, "kernels want single precision"
     return batch, row, pixel
+
+
+Terms = Sequence[tuple[Delta, Tensor | None]]
+"""Summands of an ending: deltas, each with a scale (C,) or None."""
+
+
+class Ending:
+    """How a node's delta rule ends: f(base + own·sum + Σ scale·Δ) − f(base) on its field, zero elsewhere in the target."""
+
+    def __init__(self, function: Function | None) -> None:
+        if function and function.name not in NATIVE_FUNCTIONS:
+            raise PlanError(unknown("function", function.name, NATIVE_FUNCTIONS))
+        self._number = NATIVE_FUNCTIONS[function.name] if function else 0
+        self.parameters = (*(function.parameters if function else ()), 0.0, 0.0)[:2]
+
+    def describe(self, target: Delta, field: Box, own: Tensor | None, terms: Terms, base: Tensor | None) -> list[int]:
+        """The integers of cpp/common.h's Ending. `base` is the view (1, C, h, w) on the field, None without a function."""
+        data, top, left = target.data, target.top, target.left
+        batch, channels, height, width = data.shape
+        rows, columns = field
+        fitting(target.rows.contains(rows) and target.columns.contains(columns) and len(terms) <= MOST_TERMS)
+        fitting((base is None) == (self._number == 0))
+        fitting(base is None or base.shape == (1, channels, rows.size, columns.size))
+        fitting(_per_channel(own, channels))
+        integers = [
+            data.data_ptr(), batch, height, width, channels, *strides(data),
+            rows.start - top, rows.stop - top, columns.start - left, columns.stop - left,
+            *((base.data_ptr(), *strides(base)[1:]) if base is not None else (0, 0, 0)), self._number, len(terms),
+            0 if own is None else own.data_ptr(),
+        ]  # fmt: skip
+        for delta, scale in terms:
+            (r0, r1), (c0, c1) = delta.rows, delta.columns
+            fitting(delta.data.shape[:2] == data.shape[:2] and _per_channel(scale, channels))
+            integers += [
+                delta.data.data_ptr(), *strides(delta.data), r0 - top, r1 - top, c0 - left, c1 - left,
+                0 if scale is None else scale.data_ptr(),
+            ]  # fmt: skip
+        return integers + [0] * (ENDING_INTEGERS - len(integers))
+
+
+def _per_channel(scale: Tensor | None, channels: int) -> bool:
+    return scale is None or (scale.shape == (channels,) and scale.dtype == torch.float32 and scale.is_contiguous())
+
+
+def source(delta: Delta) -> list[int]:
+    """The integers of cpp/common.h's Source."""
+    return [delta.data.data_ptr(), *strides(delta.data), *delta.rows, *delta.columns]

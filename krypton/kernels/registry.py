@@ -22,7 +22,8 @@ class Kernel:
 
     `operator` is the operator served; "combine" kernels also run the epilogues of all others. `supports(node, device)` says
     whether it can; `build(node, weight)` prepares weights once and returns what the delta rule calls (see conv.py and
-    fused.py for the signatures). Of the kernels that can, the one with the highest `priority` is chosen.
+    fused.py for the signatures). Of the kernels that can, the one with the highest `priority` is chosen. `fused` ones run a
+    node's ending, too, and read deltas on any window. Only `exact` ones are used when exact answers are asked for.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Kernel:
     supports: Callable[[Node, torch.device], bool]
     build: Callable[[Node, Callable[[Reference], Tensor]], Runner]
     priority: int = 0
+    fused: bool = False
+    exact: bool = True
 
 
 KERNELS: list[Kernel] = []

@@ -118,6 +118,8 @@ class Conv(Operator):
         source, field = inputs[0], tile.field(node)
         result = None
         if isinstance(source, Delta):
+            if (fused := tile.fused(node, source, inputs[1:])) is not None:  # type: ignore[arg-type]
+                return fused
             spans = [split_read(source.field[axis], self.read(node, axis, field[axis])) for axis in (0, 1)]
             x = one_channel(channels_last(source.window(spans[0][1], spans[1][1])))
             data = tile.kernel(node)(x, (spans[0][0], spans[1][0]))

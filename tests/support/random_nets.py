@@ -317,7 +317,8 @@ class Case:
 @st.composite
 def cases(draw: Draw, blocks: tuple[Callable[[Net, int], int], ...] = BLOCKS, most: int = 6) -> Case:
     """A random net with random occlusions of a random image."""
-    image = (draw(st.integers(1, 4)), draw(st.integers(5, 20)), draw(st.integers(5, 20)))
+    sides = st.one_of(st.integers(5, 20), st.integers(1, 4)) if draw(st.integers(0, 5)) == 0 else st.integers(5, 20)
+    image = (draw(st.integers(1, 4)), draw(sides), draw(sides))
     net = Net([image], draw)
     last = 0
     for block in draw(st.lists(st.sampled_from(blocks), min_size=1, max_size=most)):

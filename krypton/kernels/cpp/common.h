@@ -1,0 +1,98 @@
+// What all kernels share: how tensors and extents are described, and the ending of a delta rule.
+//
+// All tensors are float32 with channels innermost: a pointer and strides in elements for batch, row and pixel. An *extent*
+// [top, bottom) x [left, right) says where a tensor is defined; outside of it a delta is zero. Every function takes one array
+// of 64-bit integers, so that a call costs one conversion; `Ending` is the head of all of them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <omp.h>
+
+using i64 = std::int64_t;
+
+// Vectors of the widest kind there is.
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+
+inline Vector load(const float *p) { return *reinterpret_cast<const Vector *>(p); }
+inline void store(float *p, Vector v) { *reinterpret_cast<Vector *>(p) = v; }
+
+// Largest product of sizes that is not worth waking a second thread for.
+constexpr i64 SERIAL_BELOW = 16384;
+
+constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
+constexpr i64 divide_up(i64 value, i64 step) { return (value + step - 1) / step; }
+
+// Memory that a thread keeps between calls, at least as large as asked for, aligned to cache lines.
+class Scratch {
+public:
+  Scratch() = default;
+  Scratch(const Scratch &) = delete;
+  Scratch &operator=(const Scratch &) = delete;
+  ~Scratch() { std::free(data_); }
+  float *floats(i64 count) {
+    if (count > size_) {
+      std::free(data_);
+      size_ = count;
+      data_ = static_cast<float *>(std::aligned_alloc(64, round_up(count * 4, 64)));
+      if (!data_) {
+        size_ = 0;
+        std::abort(); // an exception must not leave a parallel region
+      }
+    }
+    return data_;
+  }
+
+private:
+  float *data_ = nullptr;
+  i64 size_ = 0;
+};
+
+// A delta that is read: element (n, y, x) lies at data + n*batch + (y - top)*row + (x - left)*pixel.
+struct Source {
+  const float *data;
+  i64 batch, row, pixel, top, bottom, left, right;
+};
+
+struct Term : Source {
+  const float *scale; // per channel, or null
+};
+
+constexpr i64 MOST_TERMS = 8, TERM_INTEGERS = 9, ENDING_INTEGERS = 18 + MOST_TERMS * TERM_INTEGERS;
+
+// What is done with the sum that a kernel computed: out = f(base + own*sum + terms) - f(base) on the field, which is given in
+// the coordinates of the output window; zero elsewhere in the window.
+struct Ending {
+  float *out;
+  i64 batch, height, width, channels, out_batch, out_row, out_pixel;
+  i64 field[4];      // top, bottom, left, right
+  const float *base; // its first element belongs to the field's first pixel
+  i64 base_row, base_pixel, function, count;
+  const float *own; // per channel, or null
+  double p, q;
+  Term terms[MOST_TERMS];
+
+  Ending(const i64 *a, double p, double q);
+  i64 rows() const { return field[1] - field[0]; }
+  i64 columns() const { return field[3] - field[2]; }
+  // Zero the window's margins outside the field.
+  void clear_margins() const;
+  // Pixels [from, to) of row y of the field (field coordinates), channels [first, last), for occlusion n. `sum` holds their
+  // sums, `pitch` floats a pixel, and is overwritten.
+  void finish(i64 n, i64 y, i64 from, i64 to, i64 first, i64 last, float *sum, i64 pitch) const;
+};
+
+// out = f(base + scale*sum) - f(base), or scale*sum where function is 0; `sum` may be `out`, `scale` null.
+void apply(i64 function, double p, double q, float *out, const float *base, const float *sum, const float *scale, i64 count);
+
+void zero_pixels(float *out, i64 pixel, i64 from, i64 to, i64 channels);

@@ -1,0 +1,213 @@
+// The ending of a delta rule: scales, sums and elementwise functions; and `krypton_combine`, which is nothing else.
+
+#include "common.h"
+
+#include <cmath>
+
+namespace {
+
+template <class F> inline void map_row(float *out, const float *base, const float *sum, const float *scale, i64 count, F f) {
+  if (scale) {
+#pragma omp simd
+    for (i64 c = 0; c < count; ++c)
+      out[c] = f(base[c] + scale[c] * sum[c]) - f(base[c]);
+  } else {
+#pragma omp simd
+    for (i64 c = 0; c < count; ++c)
+      out[c] = f(base[c] + sum[c]) - f(base[c]);
+  }
+}
+
+// The bound keeps exp finite: fast division makes NaN of infinity.
+inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(std::fmin(-x, 80.0f))); }
+inline float clamp(float x, float low, float high) { return std::fmin(std::fmax(x, low), high); }
+
+// target (+)= scale * source
+void add_row(float *target, const float *source, const float *scale, i64 count, bool first) {
+  if (scale && first) {
+#pragma omp simd
+    for (i64 c = 0; c < count; ++c)
+      target[c] = scale[c] * source[c];
+  } else if (scale) {
+#pragma omp simd
+    for (i64 c = 0; c < count; ++c)
+      target[c] += scale[c] * source[c];
+  } else if (first) {
+    if (target != source) // in place: nothing to copy
+      std::memcpy(target, source, sizeof(float) * count);
+  } else {
+#pragma omp simd
+    for (i64 c = 0; c < count; ++c)
+      target[c] += source[c];
+  }
+}
+
+// Pixels [from, to) of the output window, `target` being the window's pixel 0, get (+)= scale * term.
+void add_term(float *target, i64 pitch, const Term &term, const float *source, i64 from, i64 to, i64 channels, bool first) {
+  if (!term.scale && pitch == channels && term.pixel == channels) { // contiguous pixels: one long loop
+    add_row(target + from * channels, source + (from - term.left) * channels, nullptr, (to - from) * channels, first);
+    return;
+  }
+  for (i64 x = from; x < to; ++x)
+    add_row(target + x * pitch, source + (x - term.left) * term.pixel, term.scale, channels, first);
+}
+
+} // namespace
+
+// Function numbers are those of NATIVE_FUNCTIONS in native.py.
+void apply(i64 function, double p64, double q64, float *out, const float *base, const float *sum, const float *scale, i64 count) {
+  const float p = static_cast<float>(p64), q = static_cast<float>(q64);
+  switch (function) {
+  case 0:
+    return add_row(out, sum, scale, count, true);
+  case 1:
+    return map_row(out, base, sum, scale, count, [](float x) { return x > 0.0f ? x : 0.0f; });
+  case 2:
+    return map_row(out, base, sum, scale, count, [p, q](float x) { return clamp(x, p, q); });
+  case 3:
+    return map_row(out, base, sum, scale, count, [](float x) { return x * sigmoid(x); });
+  case 4:
+    return map_row(out, base, sum, scale, count, [](float x) { return x * clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
+  case 5:
+    return map_row(out, base, sum, scale, count, [](float x) { return clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
+  case 6:
+    return map_row(out, base, sum, scale, count, [](float x) { return sigmoid(x); });
+  case 7:
+    return map_row(out, base, sum, scale, count, [](float x) { return std::tanh(x); });
+  case 8:
+    return map_row(out, base, sum, scale, count, [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)); });
+  case 9:
+    return map_row(out, base, sum, scale, count, [](float x) {
+      return 0.5f * x * (1.0f + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    });
+  case 10:
+    return map_row(out, base, sum, scale, count, [p](float x) { return x > 0.0f ? x : p * x; });
+  default:
+    return;
+  }
+}
+
+void zero_pixels(float *out, i64 pixel, i64 from, i64 to, i64 channels) {
+  if (from >= to)
+    return;
+  if (pixel == channels) {
+    std::memset(out + from * channels, 0, sizeof(float) * (to - from) * channels);
+    return;
+  }
+  for (i64 x = from; x < to; ++x)
+    std::memset(out + x * pixel, 0, sizeof(float) * channels);
+}
+
+Ending::Ending(const i64 *a, double p, double q)
+    : out(reinterpret_cast<float *>(a[0])), batch(a[1]), height(a[2]), width(a[3]), channels(a[4]), out_batch(a[5]),
+      out_row(a[6]), out_pixel(a[7]), field{a[8], a[9], a[10], a[11]}, base(reinterpret_cast<const float *>(a[12])),
+      base_row(a[13]), base_pixel(a[14]), function(a[15]), count(a[16]), own(reinterpret_cast<const float *>(a[17])), p(p), q(q) {
+  for (i64 t = 0; t < count; ++t) {
+    const i64 *b = a + 18 + TERM_INTEGERS * t;
+    static_cast<Source &>(terms[t]) = {reinterpret_cast<const float *>(b[0]), b[1], b[2], b[3], b[4], b[5], b[6], b[7]};
+    terms[t].scale = reinterpret_cast<const float *>(b[8]);
+  }
+}
+
+void Ending::clear_margins() const {
+  if (field[0] == 0 && field[1] == height && field[2] == 0 && field[3] == width)
+    return;
+#pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_BELOW)
+  for (i64 line = 0; line < batch * height; ++line) {
+    const i64 y = line % height;
+    float *row = out + line / height * out_batch + y * out_row;
+    if (y < field[0] || y >= field[1]) {
+      zero_pixels(row, out_pixel, 0, width, channels);
+      continue;
+    }
+    zero_pixels(row, out_pixel, 0, field[2], channels);
+    zero_pixels(row, out_pixel, field[3], width, channels);
+  }
+}
+
+void Ending::finish(i64 n, i64 y, i64 from, i64 to, i64 first, i64 last, float *sum, i64 pitch) const {
+  const i64 wide = last - first, wy = y + field[0];
+  const float *scale = own ? own + first : nullptr;
+  if (scale && count) {
+    for (i64 x = from; x < to; ++x)
+      add_row(sum + (x - from) * pitch, sum + (x - from) * pitch, scale, wide, true);
+    scale = nullptr;
+  }
+  for (i64 t = 0; t < count; ++t) {
+    const Term &term = terms[t];
+    if (wy < term.top || wy >= term.bottom)
+      continue;
+    const i64 a = std::max(term.left, from + field[2]), b = std::min(term.right, to + field[2]);
+    const float *source = term.data + n * term.batch + (wy - term.top) * term.row + first;
+    Term part = term;
+    if (part.scale)
+      part.scale += first;
+    if (a < b)
+      add_term(sum - (from + field[2]) * pitch, pitch, part, source, a, b, wide, false);
+  }
+  float *target = out + n * out_batch + wy * out_row + (from + field[2]) * out_pixel + first;
+  const float *b = base + y * base_row + from * base_pixel + first;
+  if (!scale && out_pixel == wide && pitch == wide && (!function || base_pixel == wide)) {
+    apply(function, p, q, target, b, sum, nullptr, (to - from) * wide);
+    return;
+  }
+  for (i64 x = 0; x < to - from; ++x)
+    apply(function, p, q, target + x * out_pixel, b + x * base_pixel, sum + x * pitch, scale, wide);
+}
+
+extern "C" {
+
+// Delta of `f(sum of terms)`. The first term may be `out` itself.
+void krypton_combine(const i64 *a, double p, double q) {
+  const Ending e(a, p, q);
+  const i64 top = e.field[0], bottom = e.field[1], left = e.field[2], right = e.field[3], channels = e.channels;
+#pragma omp parallel for schedule(static) if (e.batch * e.height * e.width * channels > SERIAL_BELOW)
+  for (i64 line = 0; line < e.batch * e.height; ++line) {
+    const i64 n = line / e.height, y = line % e.height;
+    float *row = e.out + n * e.out_batch + y * e.out_row;
+    if (y < top || y >= bottom) {
+      zero_pixels(row, e.out_pixel, 0, e.width, channels);
+      continue;
+    }
+    zero_pixels(row, e.out_pixel, 0, left, channels);
+    zero_pixels(row, e.out_pixel, right, e.width, channels);
+    const float *base = e.base + (y - top) * e.base_row;
+    const Term &only = e.terms[0];
+    if (e.function && e.count == 1 && y >= only.top && y < only.bottom && only.left <= left && right <= only.right) {
+      // one summand is the common case: everything in one pass
+      const float *source = only.data + n * only.batch + (y - only.top) * only.row + (left - only.left) * only.pixel;
+      if (!only.scale && e.out_pixel == channels && e.base_pixel == channels && only.pixel == channels)
+        apply(e.function, p, q, row + left * channels, base, source, nullptr, (right - left) * channels);
+      else
+        for (i64 x = 0; x < right - left; ++x)
+          apply(e.function, p, q, row + (left + x) * e.out_pixel, base + x * e.base_pixel, source + x * only.pixel, only.scale,
+                channels);
+      continue;
+    }
+    bool first = true;
+    for (i64 t = 0; t < e.count; ++t) {
+      const Term &term = e.terms[t];
+      const i64 from = std::max(term.left, left), to = std::min(term.right, right);
+      const bool covers = y >= term.top && y < term.bottom && from < to;
+      if (first && !(covers && from == left && to == right)) {
+        zero_pixels(row, e.out_pixel, left, right, channels);
+        first = false;
+      }
+      if (!covers)
+        continue;
+      add_term(row, e.out_pixel, term, term.data + n * term.batch + (y - term.top) * term.row, from, to, channels, first);
+      first = false;
+    }
+    if (first)
+      zero_pixels(row, e.out_pixel, left, right, channels);
+    if (!e.function)
+      continue;
+    if (e.out_pixel == channels && e.base_pixel == channels)
+      apply(e.function, p, q, row + left * channels, base, row + left * channels, nullptr, (right - left) * channels);
+    else
+      for (i64 x = left; x < right; ++x)
+        apply(e.function, p, q, row + x * e.out_pixel, base + (x - left) * e.base_pixel, row + x * e.out_pixel, nullptr, channels);
+  }
+}
+
+} // extern "C"

@@ -1,0 +1,132 @@
+// Instances of the inner loop for every number of rows and both formats, and packing.
+
+#include "gemm.h"
+
+namespace {
+
+inline std::uint32_t bits(float x) {
+  std::uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+
+// To the nearest bfloat16, ties to even. Deltas are finite: NaN and infinity are refused before.
+inline std::uint16_t narrow(float x) {
+  const std::uint32_t u = bits(x);
+  return static_cast<std::uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+template <Format F> inline Vector multiply_add(Vector sum, float word, Vector column) {
+#if defined(__AVX512BF16__)
+  if constexpr (F == PAIRS)
+    return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)column, (__m512bh)_mm512_set1_ps(word));
+#endif
+  return sum + word * column;
+}
+
+// c (+)= a b for M rows and V vectors of columns; meanwhile `step` words an iteration are fetched from `ahead` on.
+template <Format F, int M, int V>
+void multiply(const float *a, const float *b, i64 k, float *c, i64 pitch, bool add, const float *ahead, i64 step) {
+  Vector sum[M][V];
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < V; ++j)
+      sum[i][j] = add ? load(c + i * pitch + j * LANES) : Vector{};
+  for (i64 l = 0; l < k; ++l) {
+    __builtin_prefetch(ahead + l * step, 0, 2);
+    Vector column[V];
+#pragma GCC unroll 2
+    for (int j = 0; j < V; ++j)
+      column[j] = load(b + (l * V + j) * LANES);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+      for (int j = 0; j < V; ++j)
+        sum[i][j] = multiply_add<F>(sum[i][j], a[i * STRIDE + l], column[j]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < V; ++j)
+      store(c + i * pitch + j * LANES, sum[i][j]);
+}
+
+using Kernel = void (*)(const float *, const float *, i64, float *, i64, bool, const float *, i64);
+
+struct Table {
+  Kernel of[2][ROWS + 1][2];
+  Table() { list<ROWS>(); }
+  template <int M> void list() {
+    of[FLOAT][M][0] = multiply<FLOAT, M, 1>;
+    of[FLOAT][M][1] = multiply<FLOAT, M, 2>;
+    of[PAIRS][M][0] = multiply<PAIRS, M, 1>;
+    of[PAIRS][M][1] = multiply<PAIRS, M, 2>;
+    if constexpr (M > 1)
+      list<M - 1>();
+  }
+};
+const Table table;
+
+} // namespace
+
+void multiply_panel(Format format, const float *a, i64 rows, const float *b, i64 columns, i64 k, float *c, i64 pitch, bool add,
+                    const float *next) {
+  const int vectors = columns == WIDE;
+  const i64 step = divide_up(columns * ROWS, rows); // so that the whole next panel is there in the end
+  for (i64 row = 0; row < rows; row += ROWS, next += step * k)
+    table.of[format][std::min<i64>(ROWS, rows - row)][vectors](a + row * STRIDE, b, k, c + row * pitch, pitch, add, next, step);
+}
+
+void pack_panels(Format format, const float *b, i64 row, i64 column, i64 k, i64 columns, float *packed) {
+  const i64 words = format == PAIRS ? divide_up(k, 2) : k;
+  for (i64 first = 0; first < columns; first += WIDE) {
+    const i64 wide = panel_width(first, columns);
+    for (i64 l = 0; l < words; ++l)
+      for (i64 j = 0; j < wide; ++j) {
+        const auto element = [&](i64 at) { return first + j < columns && at < k ? b[at * row + (first + j) * column] : 0.0f; };
+        if (format == PAIRS) {
+          const std::uint32_t pair = narrow(element(2 * l)) | std::uint32_t(narrow(element(2 * l + 1))) << 16;
+          std::memcpy(packed++, &pair, 4);
+        } else {
+          *packed++ = element(l);
+        }
+      }
+  }
+}
+
+void put_row(Format format, float *words, i64 at, const float *source, i64 count) {
+  if (format == FLOAT) {
+    if (source)
+      std::memcpy(words + at, source, sizeof(float) * count);
+    else
+      std::memset(words + at, 0, sizeof(float) * count);
+    return;
+  }
+  auto *halves = reinterpret_cast<std::uint16_t *>(words) + at;
+  if (!source) {
+    std::memset(halves, 0, sizeof(std::uint16_t) * count);
+    return;
+  }
+  i64 i = 0;
+#if defined(__AVX512BF16__)
+  for (; i + 16 <= count; i += 16) {
+    const __m256bh narrowed = _mm512_cvtneps_pbh(_mm512_loadu_ps(source + i));
+    std::memcpy(halves + i, &narrowed, 32);
+  }
+#endif
+  for (; i < count; ++i)
+    halves[i] = narrow(source[i]);
+}
+
+extern "C" {
+
+// 1 where the processor multiplies pairs of bfloat16.
+i64 krypton_has_pairs() {
+#if defined(__AVX512BF16__)
+  return 1;
+#else
+  return 0;
+#endif
+}
+}

@@ -1,0 +1,133 @@
+"""Compiled convolutions of deltas, zero-extension and ending included: `run(target, field, source, own, terms, base)`.
+
+`source` is the delta that is convolved, on whatever window it is stored; `own` (C,) or None scales the result before the
+further `terms` are added (see native.Ending). direct: rows gathered into the cache, then one matrix product (any kernel, stride and
+dilation). winograd_2 and winograd_4: F(2×2, 3×3) and F(4×4, 3×3) of Lavin and Gray (2015). depthwise: one channel each.
+bfloat16: as direct, its factors rounded to bfloat16, sums in single precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from krypton.ir.delta import Box, Delta
+from krypton.ir.graph import Node
+from krypton.ir.weights import Reference
+from krypton.kernels import native
+from krypton.kernels.native import Terms, fitting
+from krypton.kernels.registry import Kernel, Runner, register_kernel
+
+Weight = Callable[[Reference], Tensor]
+Describe = Callable[[Delta, Box], list[int]]
+
+_ALIGNED = 64  # bytes of a cache line
+_LANES = 16  # of the widest vectors
+
+
+def _plain(node: Node, device: torch.device) -> bool:
+    return node.attrs["groups"] == 1 and native.can_end(node, device)
+
+
+def _is_depthwise(node: Node, device: torch.device) -> bool:
+    return bool(node.attrs["groups"] == node.attrs["in_channels"] == node.shape[0]) and native.can_end(node, device)
+
+
+def _is_winograd(node: Node, device: torch.device) -> bool:
+    a = node.attrs
+    ones = all(tuple(a[name]) == (1, 1) for name in ("stride", "dilation"))
+    # the transforms handle vectors of channels: with few of them they cost more than they save
+    return ones and tuple(a["kernel"]) == (3, 3) and a["in_channels"] >= _LANES and _plain(node, device)
+
+
+def _has_pairs(node: Node, device: torch.device) -> bool:
+    return _plain(node, device) and bool(native.loaded().krypton_has_pairs())
+
+
+def _buffer(floats: int) -> Tensor:
+    """Uninitialised memory that starts at a cache line."""
+    whole = torch.empty(floats + _ALIGNED // 4, dtype=torch.float32)
+    skip = -whole.data_ptr() % _ALIGNED // 4
+    return whole[skip : skip + floats]
+
+
+def _weights_of(node: Node, weight: Weight) -> Tensor:
+    found = weight(node.weights["weight"]).float().contiguous()
+    expected = (node.shape[0], node.attrs["in_channels"] // node.attrs["groups"], *node.attrs["kernel"])
+    fitting(tuple(found.shape) == expected)
+    return found
+
+
+def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner:
+    ending, channels = native.Ending(node.function), node.attrs["in_channels"]
+
+    def run(target: Delta, field: Box, source: Delta, own: Tensor | None, terms: Terms, base: Tensor | None) -> None:
+        fitting(source.data.shape[:2] == (target.data.shape[0], channels))
+        integers = ending.describe(target, field, own, terms, base)
+        call(native.integers(integers + native.source(source) + describe(source, field)), *ending.parameters)
+
+    return run
+
+
+def _geometry(node: Node) -> list[int]:
+    a = node.attrs
+    return [*a["kernel"], *a["stride"], a["padding"][0], a["padding"][2], *a["dilation"]]
+
+
+def _packed(node: Node, weight: Weight, pairs: bool) -> Tensor:
+    plain = _weights_of(node, weight)
+    outputs, channels, *kernel = plain.shape
+    area = kernel[0] * kernel[1]
+    words = -(-channels * area // 2) if pairs else channels * area
+    packed = _buffer(-(-outputs // _LANES) * _LANES * words)
+    arguments = [plain.data_ptr(), outputs, channels, area, int(pairs), packed.data_ptr()]
+    native.loaded().krypton_pack(native.integers(arguments))
+    return packed
+
+
+def _build_direct(node: Node, weight: Weight, pairs: bool = False) -> Runner:
+    packed, geometry = _packed(node, weight, pairs), [*_geometry(node), node.attrs["in_channels"]]
+
+    def describe(source: Delta, field: Box) -> list[int]:
+        return [packed.data_ptr(), *geometry, field.rows.start, field.columns.start, int(pairs)]
+
+    return _runner(node, native.loaded().krypton_convolution, describe)
+
+
+def _build_bfloat16(node: Node, weight: Weight) -> Runner:
+    return _build_direct(node, weight, pairs=True)
+
+
+def _build_winograd(size: int) -> Callable[[Node, Weight], Runner]:
+    def build(node: Node, weight: Weight) -> Runner:
+        plain = _weights_of(node, weight)
+        outputs, channels = plain.shape[:2]
+        packed = _buffer(-(-outputs // _LANES) * _LANES * channels * (size + 2) ** 2)
+        native.loaded().krypton_winograd_pack(native.integers([plain.data_ptr(), outputs, channels, packed.data_ptr(), size]))
+        top, left = node.attrs["padding"][0], node.attrs["padding"][2]
+
+        def describe(source: Delta, field: Box) -> list[int]:
+            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, size]
+
+        return _runner(node, native.loaded().krypton_winograd, describe)
+
+    return build
+
+
+def _build_depthwise(node: Node, weight: Weight) -> Runner:
+    ordered = _weights_of(node, weight)[:, 0].permute(1, 2, 0).contiguous()
+    geometry = _geometry(node)
+
+    def describe(source: Delta, field: Box) -> list[int]:
+        return [ordered.data_ptr(), *geometry, field.rows.start, field.columns.start]
+
+    return _runner(node, native.loaded().krypton_depthwise, describe)
+
+
+register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True))
+register_kernel(Kernel("winograd_2", "conv", _is_winograd, _build_winograd(2), priority=21, fused=True))
+register_kernel(Kernel("winograd_4", "conv", _is_winograd, _build_winograd(4), priority=22, fused=True))
+register_kernel(Kernel("depthwise", "conv", _is_depthwise, _build_depthwise, priority=30, fused=True))
+register_kernel(Kernel("bfloat16", "conv", _has_pairs, _build_bfloat16, priority=-1, fused=True, exact=False))
