@@ -22,7 +22,7 @@ from krypton.ir.graph import Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import Reference, WeightStore
-from krypton.kernels import Kernel, choose, find
+from krypton.kernels import DEFERRED, Kernel, choose, find
 from krypton.kernels.registry import Runner
 from krypton.operators.base import Value, ViewKey, channels_last, operator_of
 from krypton.planner.fields import Fields
@@ -82,6 +82,8 @@ class Program:
                 kernels[node.id] = self._build(kernel, node)
                 if kernel.fused:
                     self.fused.add(node.id)
+            if node.kernel == DEFERRED:
+                continue
             if node.epilogue or node.id in self.fields.places or node.op == "conv":
                 # a node without epilogue may still have to be copied to its place
                 name = names[-1] if node.epilogue and node.id not in self.fused else choose("combine", node, self.device)
@@ -156,6 +158,9 @@ class Program:
         # axes are worked out apart: a union of boxes that are empty along different axes is not empty, and nothing changed
         if running.field(node).empty or all(value is None for value in inputs):
             return None
+        if node.kernel == DEFERRED:
+            assert isinstance(inputs[0], Delta)
+            return running.deferred(node, inputs[0])
         value = operator_of(node).delta(node, inputs, running)
         if self._debug and isinstance(value, Delta):
             running.record(node, value)

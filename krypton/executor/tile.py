@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import ExecutionError
-from krypton.ir.delta import Box, Delta
+from krypton.ir.delta import Box, Deferred, Delta
 from krypton.ir.graph import Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.weights import Reference
@@ -79,7 +79,7 @@ class RunningTile:
     def kernel(self, node: Node) -> Callable[..., Any]:
         return self._program.kernels[node.id]
 
-    def fused(self, node: Node, source: Delta, extra: Sequence[Delta | None]) -> Delta | None:
+    def fused(self, node: Node, source: Delta | Deferred, extra: Sequence[Delta | None]) -> Delta | None:
         """The whole delta rule, ending included, by a kernel that does it in one; None when the node's is not of that kind."""
         if node.id not in self._program.fused:
             return None
@@ -90,6 +90,14 @@ class RunningTile:
         target, field = self.target(node), self.field(node)
         self.kernel(node)(target, field, source, own, terms, self._base(node, field))
         return target
+
+    def deferred(self, node: Node, source: Delta) -> Deferred:
+        """What a combine node computes of its only input, left to its only reader."""
+        assert node.epilogue is not None
+        assert node.epilogue.function is not None
+        (term,) = node.epilogue.terms
+        scale = self.weight(term.scale) if term.scale else None
+        return Deferred(source, node.epilogue.function, self.view(node.id, "pre"), scale)
 
     def finish(self, node: Node, result: Delta | None, extra: Sequence[Delta | None]) -> Delta:
         """Apply a node's epilogue to its own result and its further inputs, and put the delta where it belongs."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from krypton.ir.geometry import EMPTY, Interval
+from krypton.ir.graph import Function
 
 
 class Box(NamedTuple):
@@ -89,3 +90,20 @@ class Delta:
             return self
         self.data.zero_()
         return Delta(self.on_field(), self.field.rows.start, self.field.columns.start, self.field)
+
+
+@dataclass(slots=True)
+class Deferred:
+    """The delta f(base + scale·Δ) − f(base), to be made by its only reader as it reads: one pass over memory less.
+
+    `source` is Δ, `base` the whole view (1, C, H, W) that f is applied to, `scale` (C,) or None.
+    """
+
+    source: Delta
+    function: Function
+    base: Tensor
+    scale: Tensor | None
+
+    @property
+    def field(self) -> Box:
+        return self.source.field

@@ -29,7 +29,7 @@ def _build_combine_native(node: Node, weight: Callable[[Reference], Tensor]) -> 
     call, ending = native.loaded().krypton_combine, native.Ending(node.function)
 
     def run(target: Delta, field: Box, terms: Terms, base: Tensor | None) -> None:
-        call(native.integers(ending.describe(target, field, None, terms, base)), *ending.parameters)
+        call(native.integers(ending.describe(target, field, None, terms, base)), ending.parameters)
 
     return run
 

@@ -108,14 +108,14 @@ def _processor() -> str:
 
 def _load(path: Path) -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path))
-    integers = ctypes.POINTER(ctypes.c_int64)
+    integers, doubles = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_double)
     for name in ("combine", "convolution", "winograd", "depthwise"):
-        getattr(loaded, f"krypton_{name}").argtypes = [integers, ctypes.c_double, ctypes.c_double]
-    for name in ("max_pool", "avg_pool", "pack", "winograd_pack"):
+        getattr(loaded, f"krypton_{name}").argtypes = [integers, doubles]
+    for name in ("max_pool", "avg_pool", "pack", "winograd_pack", "winograd_points"):
         getattr(loaded, f"krypton_{name}").argtypes = [integers]
     for name in ("combine", "convolution", "winograd", "depthwise", "max_pool", "avg_pool", "pack", "winograd_pack"):
         getattr(loaded, f"krypton_{name}").restype = None
-    loaded.krypton_has_pairs.restype = ctypes.c_int64
+    loaded.krypton_has_pairs.restype = loaded.krypton_winograd_points.restype = ctypes.c_int64
     return loaded
 
 
@@ -146,6 +146,10 @@ def integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
+def doubles(*values: float) -> ctypes.Array[ctypes.c_double]:
+    return (ctypes.c_double * len(values))(*values)
+
+
 def strides(tensor: Tensor) -> tuple[int, int, int]:
     """Of batch, row and pixel; the channels of what kernels read and write are innermost."""
     batch, channel, row, pixel = tensor.stride()
@@ -158,14 +162,24 @@ Terms = Sequence[tuple[Delta, Tensor | None]]
 """Summands of an ending: deltas, each with a scale (C,) or None."""
 
 
+def number_of(function: Function | None) -> int:
+    """The number of a function in cpp/ending.cpp, 0 for none."""
+    if function and function.name not in NATIVE_FUNCTIONS:
+        raise PlanError(unknown("function", function.name, NATIVE_FUNCTIONS))
+    return NATIVE_FUNCTIONS[function.name] if function else 0
+
+
+def parameters_of(function: Function | None) -> tuple[float, float]:
+    first, second, *_ = (*(function.parameters if function else ()), 0.0, 0.0)
+    return first, second
+
+
 class Ending:
     """How a node's delta rule ends: f(base + own·sum + Σ scale·Δ) − f(base) on its field, zero elsewhere in the target."""
 
     def __init__(self, function: Function | None) -> None:
-        if function and function.name not in NATIVE_FUNCTIONS:
-            raise PlanError(unknown("function", function.name, NATIVE_FUNCTIONS))
-        self._number = NATIVE_FUNCTIONS[function.name] if function else 0
-        self.parameters = (*(function.parameters if function else ()), 0.0, 0.0)[:2]
+        self._number = number_of(function)
+        self.parameters = doubles(*parameters_of(function), 0.0, 0.0)
 
     def describe(self, target: Delta, field: Box, own: Tensor | None, terms: Terms, base: Tensor | None) -> list[int]:
         """The integers of cpp/common.h's Ending. `base` is the view (1, C, h, w) on the field, None without a function."""
@@ -175,7 +189,7 @@ class Ending:
         fitting(target.rows.contains(rows) and target.columns.contains(columns) and len(terms) <= MOST_TERMS)
         fitting((base is None) == (self._number == 0))
         fitting(base is None or base.shape == (1, channels, rows.size, columns.size))
-        fitting(_per_channel(own, channels))
+        fitting(per_channel(own, channels))
         integers = [
             data.data_ptr(), batch, height, width, channels, *strides(data),
             rows.start - top, rows.stop - top, columns.start - left, columns.stop - left,
@@ -184,7 +198,7 @@ class Ending:
         ]  # fmt: skip
         for delta, scale in terms:
             (r0, r1), (c0, c1) = delta.rows, delta.columns
-            fitting(delta.data.shape[:2] == data.shape[:2] and _per_channel(scale, channels))
+            fitting(delta.data.shape[:2] == data.shape[:2] and per_channel(scale, channels))
             integers += [
                 delta.data.data_ptr(), *strides(delta.data), r0 - top, r1 - top, c0 - left, c1 - left,
                 0 if scale is None else scale.data_ptr(),
@@ -192,7 +206,8 @@ class Ending:
         return integers + [0] * (ENDING_INTEGERS - len(integers))
 
 
-def _per_channel(scale: Tensor | None, channels: int) -> bool:
+def per_channel(scale: Tensor | None, channels: int) -> bool:
+    """Is this a scale (C,) that compiled code can read, or none?"""
     return scale is None or (scale.shape == (channels,) and scale.dtype == torch.float32 and scale.is_contiguous())
 
 

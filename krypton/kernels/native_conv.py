@@ -2,18 +2,20 @@
 
 `source` is the delta that is convolved, on whatever window it is stored; `own` (C,) or None scales the result before the
 further `terms` are added (see native.Ending). direct: rows gathered into the cache, then one matrix product (any kernel, stride and
-dilation). winograd_2 and winograd_4: F(2×2, 3×3) and F(4×4, 3×3) of Lavin and Gray (2015). depthwise: one channel each.
-bfloat16: as direct, its factors rounded to bfloat16, sums in single precision.
+dilation; its source may be `Deferred`). winograd_2 and winograd_4: two or four outputs along each axis at a time, F(2×2, 3×3),
+F(4×4, 3×3), F(4×4, 5×5) and along one axis F(4, 3) and F(4, 7), of Lavin and Gray (2015). depthwise: one channel each. bfloat16:
+as direct, its factors rounded to bfloat16, sums in single precision.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from krypton.ir.delta import Box, Delta
+from krypton.ir.delta import Box, Deferred, Delta
 from krypton.ir.graph import Node
 from krypton.ir.weights import Reference
 from krypton.kernels import native
@@ -35,11 +37,25 @@ def _is_depthwise(node: Node, device: torch.device) -> bool:
     return bool(node.attrs["groups"] == node.attrs["in_channels"] == node.shape[0]) and native.can_end(node, device)
 
 
-def _is_winograd(node: Node, device: torch.device) -> bool:
-    a = node.attrs
-    ones = all(tuple(a[name]) == (1, 1) for name in ("stride", "dilation"))
-    # the transforms handle vectors of channels: with few of them they cost more than they save
-    return ones and tuple(a["kernel"]) == (3, 3) and a["in_channels"] >= _LANES and _plain(node, device)
+def winograd_tile(node: Node, size: int) -> tuple[int, int, int, int]:
+    """Outputs and taps of a Winograd tile, rows before columns; one output along an axis on which the kernel has one tap."""
+    rows, columns = node.attrs["kernel"]
+    return 1 if rows == 1 else size, rows, 1 if columns == 1 else size, columns
+
+
+def winograd_points(node: Node, size: int) -> int:
+    """Multiplications per tile, input and output channel; 0 when there is no such kernel."""
+    return int(native.loaded().krypton_winograd_points(native.integers(winograd_tile(node, size))))
+
+
+def _is_winograd(size: int) -> Callable[[Node, torch.device], bool]:
+    def supports(node: Node, device: torch.device) -> bool:
+        a = node.attrs
+        ones = all(tuple(a[name]) == (1, 1) for name in ("stride", "dilation"))
+        # the transforms handle vectors of channels: with few of them they cost more than they save
+        return ones and a["in_channels"] >= _LANES and _plain(node, device) and winograd_points(node, size) > 0
+
+    return supports
 
 
 def _has_pairs(node: Node, device: torch.device) -> bool:
@@ -63,12 +79,29 @@ def _weights_of(node: Node, weight: Weight) -> Tensor:
 def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner:
     ending, channels = native.Ending(node.function), node.attrs["in_channels"]
 
-    def run(target: Delta, field: Box, source: Delta, own: Tensor | None, terms: Terms, base: Tensor | None) -> None:
+    def run(
+        target: Delta, field: Box, source: Delta | Deferred, own: Tensor | None, terms: Terms, base: Tensor | None
+    ) -> None:
+        parameters, beginning = ending.parameters, [0, 0, 0, 0, 0]
+        if isinstance(source, Deferred):
+            fitting(call is native.loaded().krypton_convolution and source.base.shape[1] == channels)
+            beginning, parameters = _beginning(source, ending)
+            source = source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
-        integers = ending.describe(target, field, own, terms, base)
-        call(native.integers(integers + native.source(source) + describe(source, field)), *ending.parameters)
+        integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
+        call(native.integers(integers + beginning), parameters)
 
     return run
+
+
+def _beginning(source: Deferred, ending: native.Ending) -> tuple[list[int], ctypes.Array[ctypes.c_double]]:
+    base, scale, field = source.base, source.scale, source.field
+    fitting(field.rows.start >= 0 <= field.columns.start)
+    fitting(source.source.rows.stop <= base.shape[2] and source.source.columns.stop <= base.shape[3])
+    fitting(source.source.top >= 0 <= source.source.left and native.per_channel(scale, base.shape[1]))
+    scaled = 0 if scale is None else scale.data_ptr()
+    numbers = [native.number_of(source.function), base.data_ptr(), *native.strides(base)[1:], scaled]
+    return numbers, native.doubles(*list(ending.parameters)[:2], *native.parameters_of(source.function))
 
 
 def _geometry(node: Node) -> list[int]:
@@ -102,14 +135,16 @@ def _build_bfloat16(node: Node, weight: Weight) -> Runner:
 
 def _build_winograd(size: int) -> Callable[[Node, Weight], Runner]:
     def build(node: Node, weight: Weight) -> Runner:
-        plain = _weights_of(node, weight)
+        plain, tile = _weights_of(node, weight), winograd_tile(node, size)
         outputs, channels = plain.shape[:2]
-        packed = _buffer(-(-outputs // _LANES) * _LANES * channels * (size + 2) ** 2)
-        native.loaded().krypton_winograd_pack(native.integers([plain.data_ptr(), outputs, channels, packed.data_ptr(), size]))
+        fitting(winograd_points(node, size) > 0 and list(node.attrs["stride"]) == list(node.attrs["dilation"]) == [1, 1])
+        packed = _buffer(-(-outputs // _LANES) * _LANES * channels * winograd_points(node, size))
+        arguments = [*tile, plain.data_ptr(), outputs, channels, packed.data_ptr()]
+        native.loaded().krypton_winograd_pack(native.integers(arguments))
         top, left = node.attrs["padding"][0], node.attrs["padding"][2]
 
         def describe(source: Delta, field: Box) -> list[int]:
-            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, size]
+            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, *tile]
 
         return _runner(node, native.loaded().krypton_winograd, describe)
 
@@ -126,8 +161,8 @@ def _build_depthwise(node: Node, weight: Weight) -> Runner:
     return _runner(node, native.loaded().krypton_depthwise, describe)
 
 
-register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True))
-register_kernel(Kernel("winograd_2", "conv", _is_winograd, _build_winograd(2), priority=21, fused=True))
-register_kernel(Kernel("winograd_4", "conv", _is_winograd, _build_winograd(4), priority=22, fused=True))
+register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True, begins=True))
+register_kernel(Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True))
+register_kernel(Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True))
 register_kernel(Kernel("depthwise", "conv", _is_depthwise, _build_depthwise, priority=30, fused=True))
-register_kernel(Kernel("bfloat16", "conv", _has_pairs, _build_bfloat16, priority=-1, fused=True, exact=False))
+register_kernel(Kernel("bfloat16", "conv", _has_pairs, _build_bfloat16, priority=-1, fused=True, begins=True, exact=False))

@@ -23,7 +23,7 @@ class Kernel:
     `operator` is the operator served; "combine" kernels also run the epilogues of all others. `supports(node, device)` says
     whether it can; `build(node, weight)` prepares weights once and returns what the delta rule calls (see conv.py and
     fused.py for the signatures). Of the kernels that can, the one with the highest `priority` is chosen. `fused` ones run a
-    node's ending, too, and read deltas on any window. Only `exact` ones are used when exact answers are asked for.
+    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` one. Only `exact` ones are used when exact answers are asked for.
     """
 
     name: str
@@ -32,10 +32,14 @@ class Kernel:
     build: Callable[[Node, Callable[[Reference], Tensor]], Runner]
     priority: int = 0
     fused: bool = False
+    begins: bool = False
     exact: bool = True
 
 
 KERNELS: list[Kernel] = []
+
+DEFERRED = "deferred"
+"""In place of a combine kernel's name: the node's only reader computes it."""
 
 
 def register_kernel(kernel: Kernel) -> Kernel:

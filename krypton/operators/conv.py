@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from krypton.ir.delta import Delta
+from krypton.ir.delta import Deferred, Delta
 from krypton.ir.geometry import Interval, Window, dilated, split_read
 from krypton.ir.graph import Node
 from krypton.operators.base import (
@@ -117,9 +117,10 @@ class Conv(Operator):
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         source, field = inputs[0], tile.field(node)
         result = None
-        if isinstance(source, Delta):
+        if isinstance(source, (Delta, Deferred)):
             if (fused := tile.fused(node, source, inputs[1:])) is not None:  # type: ignore[arg-type]
                 return fused
+            assert isinstance(source, Delta), "only fused kernels read what is deferred"
             spans = [split_read(source.field[axis], self.read(node, axis, field[axis])) for axis in (0, 1)]
             x = one_channel(channels_last(source.window(spans[0][1], spans[1][1])))
             data = tile.kernel(node)(x, (spans[0][0], spans[1][0]))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from krypton.ir.delta import Box
 from krypton.ir.geometry import EMPTY, Interval, hull, split_read
 from krypton.ir.graph import Graph, Node
+from krypton.kernels import find
 from krypton.operators.base import Axis, operator_of
 from krypton.planner.placement import Place, placements
 
@@ -78,5 +79,11 @@ class Fields:
 
 def _main_reader(consumers: list[Node]) -> Node | None:
     """Of the consumers that want a window contiguous, the one whose arithmetic is heaviest; the others copy."""
-    wanting = [c for c in consumers if operator_of(c).read(c, 0, Interval(0, 1)) is not None]
+    wanting = [c for c in consumers if operator_of(c).read(c, 0, Interval(0, 1)) is not None and not _extends(c)]
     return max(wanting, key=lambda c: operator_of(c).multiply_adds(c, *c.shape[1:]), default=None)
+
+
+def _extends(node: Node) -> bool:
+    """Reads the node's kernel a delta on any window, zeros outside of it being understood?"""
+    name = node.kernel.split("+")[0]
+    return bool(name) and find(node.op, name).fused

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compile
 CPU = torch.device("cpu")
 SIDE = 30
 CHANNELS = st.sampled_from([1, 2, 3, 5, 16, 17, 31, 32, 33, 48, 70])
+WINOGRAD = [(2, [3, 3]), (4, [3, 3]), (4, [5, 5]), (4, [1, 3]), (4, [3, 1]), (4, [1, 7]), (4, [7, 1])]
 MANY_CHANNELS = st.sampled_from([16, 17, 24, 33, 64])
 
 
@@ -42,9 +43,9 @@ def expected(node: Node, weight: Tensor, source: Delta, field: Box, own: Tensor 
     return y
 
 
-def compare(draw, name: str, tolerance: float, *, most: int, channels=CHANNELS, outputs=CHANNELS, simple: bool = False) -> None:
-    kernel = [3, 3] if simple else [draw(st.integers(1, most)) for _ in range(2)]
-    stride, dilation = ([1, 1], [1, 1]) if simple else ([draw(st.integers(1, 3)) for _ in range(2)] for _ in range(2))
+def compare(draw, name: str, tolerance: float, *, most: int, channels=CHANNELS, outputs=CHANNELS, taps: list[int] | None = None) -> None:
+    kernel = taps or [draw(st.integers(1, most)) for _ in range(2)]
+    stride, dilation = ([1, 1], [1, 1]) if taps else ([draw(st.integers(1, 3)) for _ in range(2)] for _ in range(2))
     padding = [draw(st.integers(-1, 4)) for _ in range(4)]
     batch, into = draw(st.integers(1, 5)), draw(channels)
     groups = into if name == "depthwise" else 1
@@ -96,10 +97,11 @@ def test_depthwise_convolutions_are_exact(data: st.DataObject) -> None:
     compare(data.draw, "depthwise", 1e-5, most=5)
 
 
-@settings(max_examples=100)
-@given(st.data(), st.sampled_from([2, 4]))
-def test_winograd_convolutions_are_exact(data: st.DataObject, size: int) -> None:
-    compare(data.draw, f"winograd_{size}", 1e-4, most=3, channels=MANY_CHANNELS, simple=True)
+@settings(max_examples=250)
+@given(st.data(), st.sampled_from(WINOGRAD))
+def test_winograd_convolutions_are_exact(data: st.DataObject, case: tuple[int, list[int]]) -> None:
+    size, taps = case
+    compare(data.draw, f"winograd_{size}", 3e-5, most=3, channels=MANY_CHANNELS, taps=taps)
 
 
 @settings(max_examples=100)

@@ -4,8 +4,29 @@
 
 namespace {
 
-constexpr i64 BLOCK = 12 * ROWS;      // output pixels worked on together at most
-constexpr i64 SUMS = 1 << 17;         // floats of a block's sums at most, half a megabyte: they stay in the second cache
+constexpr i64 BLOCK = 12 * ROWS; // output pixels worked on together at most
+constexpr i64 SUMS = 1 << 17;    // floats of a block's sums at most, half a megabyte: they stay in the second cache
+
+// What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source.
+struct Beginning {
+  i64 function; // 0: the source as it is
+  const float *base;
+  i64 base_row, base_pixel;
+  const float *scale;
+  double p, q;
+};
+
+struct Range {
+  i64 first, last;
+};
+
+// The order in which output pixels are worked on. Pixels of one row (column) of all occlusions together have the same taps
+// outside of the source, which need not be multiplied.
+enum Order : i64 { IMAGES, OUTPUT_ROWS, OUTPUT_COLUMNS };
+
+struct Pixel {
+  i64 n, y, x;
+};
 
 struct Convolution {
   Source source;
@@ -13,29 +34,87 @@ struct Convolution {
   i64 kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, channels;
   i64 y0, x0; // where the field starts in the output map
   Format format;
+  Beginning begin;
+  i64 batch, rows, columns; // of the field
+  Order order = IMAGES;
 
-  explicit Convolution(const i64 *a)
+  Convolution(const i64 *a, const Ending &e, double p, double q)
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
         packed(reinterpret_cast<const float *>(a[8])), kernel_y(a[9]), kernel_x(a[10]), stride_y(a[11]), stride_x(a[12]),
         pad_y(a[13]), pad_x(a[14]), dilation_y(a[15]), dilation_x(a[16]), channels(a[17]), y0(a[18]), x0(a[19]),
-        format(static_cast<Format>(a[20])) {}
+        format(static_cast<Format>(a[20])),
+        begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q},
+        batch(e.batch), rows(e.rows()), columns(e.columns()) {
+    const Range all_y = taps_of_row(0, rows - 1), all_x = taps_of_column(0, columns - 1);
+    const auto shorter = [](Range some, Range all) { return some.first > all.first || some.last < all.last; };
+    if (shorter(taps_of_row(0, 0), all_y) || shorter(taps_of_row(rows - 1, rows - 1), all_y))
+      order = OUTPUT_ROWS;
+    else if (kernel_y == 1 &&
+             (shorter(taps_of_column(0, 0), all_x) || shorter(taps_of_column(columns - 1, columns - 1), all_x)))
+      order = OUTPUT_COLUMNS;
+  }
 
   i64 taps() const { return kernel_y * kernel_x * channels; }
+  i64 pixels() const { return batch * rows * columns; }
+  bool pointwise() const { return kernel_y == 1 && kernel_x == 1; }
 
-  // Elements [from, to) of the window of output pixel (n, oy, ox), in order (kernel row, kernel column, channel).
-  void gather(i64 n, i64 oy, i64 ox, i64 from, i64 to, float *words) const {
+  Pixel pixel(i64 index) const {
+    switch (order) {
+    case OUTPUT_ROWS:
+      return {index / columns % batch, index / (columns * batch), index % columns};
+    case OUTPUT_COLUMNS:
+      return {index / rows % batch, index % rows, index / (rows * batch)};
+    default:
+      return {index / (rows * columns), index / columns % rows, index % columns};
+    }
+  }
+
+  Pixel after(Pixel p) const {
+    i64 &inner = order == OUTPUT_COLUMNS ? p.y : p.x, &outer = order == OUTPUT_COLUMNS ? p.x : p.y;
+    if (++inner < (order == OUTPUT_COLUMNS ? rows : columns))
+      return p;
+    inner = 0;
+    i64 &second = order == IMAGES ? p.y : p.n, &third = order == IMAGES ? p.n : outer;
+    if (++second == (order == IMAGES ? rows : batch)) {
+      second = 0;
+      ++third;
+    }
+    return p;
+  }
+
+  // Elements of the window, in order (kernel row, kernel column, channel), that any of these pixels reads inside the source.
+  Range taps_of(i64 first, i64 last) const {
+    const i64 line = kernel_x * channels;
+    if (order == OUTPUT_ROWS) {
+      const Range r = taps_of_row(pixel(first).y, pixel(last - 1).y);
+      return {r.first * line, r.last * line};
+    }
+    if (order == OUTPUT_COLUMNS) {
+      const Range r = taps_of_column(pixel(first).x, pixel(last - 1).x);
+      return {r.first * channels, r.last * channels};
+    }
+    return {0, taps()};
+  }
+
+  // Where the source has the first tap of a pixel, whether that is inside or not.
+  const float *corner(Pixel p) const {
+    const i64 iy = (y0 + p.y) * stride_y - pad_y, ix = (x0 + p.x) * stride_x - pad_x;
+    return source.data + p.n * source.batch + (iy - source.top) * source.row + (ix - source.left) * source.pixel;
+  }
+
+  // Elements [from, to) of the window of an output pixel.
+  void gather(Pixel p, i64 from, i64 to, float *words) const {
     const Source &s = source;
     const i64 line = kernel_x * channels;
-    const i64 ix = (x0 + ox) * stride_x - pad_x;
+    const i64 ix = (x0 + p.x) * stride_x - pad_x;
+    const float *first_tap = corner(p);
     for (i64 at = from; at < to;) {
       const i64 ky = at / line, first = at - ky * line, last = std::min(line, to - ky * line);
-      const i64 iy = (y0 + oy) * stride_y - pad_y + ky * dilation_y;
-      if (iy < s.top || iy >= s.bottom) {
+      const i64 iy = (y0 + p.y) * stride_y - pad_y + ky * dilation_y;
+      if (iy < s.top || iy >= s.bottom)
         put_row(format, words, at - from, nullptr, last - first);
-      } else {
-        const float *row = s.data + n * s.batch + (iy - s.top) * s.row + (ix - s.left) * s.pixel;
-        gather_line(row, ix, first, last, words, at - from);
-      }
+      else
+        gather_line(first_tap + ky * dilation_y * s.row, iy, ix, first, last, words, at - from);
       at += last - first;
     }
     if (format == PAIRS && (to - from) % 2)
@@ -43,58 +122,125 @@ struct Convolution {
   }
 
 private:
+  // Kernel rows (columns) that some output row in [first, last] reads inside the source.
+  Range taps_of_row(i64 first, i64 last) const {
+    return {tap_at((y0 + last) * stride_y - pad_y, source.top, dilation_y, kernel_y),
+            tap_at((y0 + first) * stride_y - pad_y, source.bottom, dilation_y, kernel_y)};
+  }
+  Range taps_of_column(i64 first, i64 last) const {
+    return {tap_at((x0 + last) * stride_x - pad_x, source.left, dilation_x, kernel_x),
+            tap_at((x0 + first) * stride_x - pad_x, source.right, dilation_x, kernel_x)};
+  }
+  // The first tap that reads at `edge` or beyond, when tap 0 reads at `start`.
+  static i64 tap_at(i64 start, i64 edge, i64 dilation, i64 kernel) {
+    return edge <= start ? 0 : std::min(divide_up(edge - start, dilation), kernel);
+  }
+
   // Elements [first, last) of one kernel row; `row` points to where its first column would be.
-  void gather_line(const float *row, i64 ix, i64 first, i64 last, float *words, i64 at) const {
+  void gather_line(const float *row, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
     const Source &s = source;
-    if (dilation_x == 1 && s.pixel == channels) { // neighbouring pixels are neighbours in memory
-      const i64 begin = std::clamp((s.left - ix) * channels, first, last);
-      const i64 end = std::clamp((s.right - ix) * channels, begin, last);
-      if (first < begin)
-        put_row(format, words, at, nullptr, begin - first);
-      if (begin < end)
-        put_row(format, words, at + begin - first, row + begin, end - begin);
+    if (dilation_x == 1 && s.pixel == channels && !begin.function) { // neighbouring pixels are neighbours in memory
+      const i64 start = std::clamp((s.left - ix) * channels, first, last);
+      const i64 end = std::clamp((s.right - ix) * channels, start, last);
+      if (first < start)
+        put_row(format, words, at, nullptr, start - first);
+      if (start < end)
+        put_row(format, words, at + start - first, row + start, end - start);
       if (end < last)
         put_row(format, words, at + end - first, nullptr, last - end);
       return;
     }
     for (i64 element = first; element < last;) {
       const i64 kx = element / channels, stop = std::min((kx + 1) * channels, last), x = ix + kx * dilation_x;
-      const float *pixel = row + kx * dilation_x * s.pixel + element - kx * channels;
-      put_row(format, words, at + element - first, x < s.left || x >= s.right ? nullptr : pixel, stop - element);
+      const i64 channel = element - kx * channels;
+      const float *pixel = row + kx * dilation_x * s.pixel + channel;
+      if (x < s.left || x >= s.right)
+        put_row(format, words, at + element - first, nullptr, stop - element);
+      else if (!begin.function)
+        put_row(format, words, at + element - first, pixel, stop - element);
+      else
+        begin_row(pixel, iy, x, channel, words, at + element - first, stop - element);
       element = stop;
     }
   }
+
+  void begin_row(const float *pixel, i64 iy, i64 x, i64 channel, float *words, i64 at, i64 count) const {
+    const float *base = begin.base + iy * begin.base_row + x * begin.base_pixel + channel;
+    const float *scale = begin.scale ? begin.scale + channel : nullptr;
+    if (format == FLOAT) {
+      apply(begin.function, begin.p, begin.q, words + at, base, pixel, scale, count);
+      return;
+    }
+    float made[2 * DEPTH];
+    apply(begin.function, begin.p, begin.q, made, base, pixel, scale, count);
+    put_row(format, words, at, made, count);
+  }
+};
+
+// Inputs of a pointwise convolution that will be gathered next, fetched while the current ones are multiplied.
+class Ahead {
+public:
+  // Elements [from, from + count) of pixels [first, last).
+  Ahead(const Convolution &c, i64 first, i64 last, i64 from, i64 count)
+      : c_(c), from_(from), lines_(divide_up(count, 16)), total_(first < last ? (last - first) * lines_ : 0) {
+    if (total_)
+      pixel_ = c.pixel(first);
+  }
+  // Be as far as `done` of `of` parts of the work.
+  void fetch(i64 done, i64 of) {
+    for (const i64 until = total_ * done / of; at_ < until; ++at_) {
+      if (at_ % lines_ == 0) {
+        row_ = c_.corner(pixel_) + from_;
+        pixel_ = c_.after(pixel_);
+      }
+      __builtin_prefetch(row_ + at_ % lines_ * 16, 0, 2);
+    }
+  }
+
+private:
+  const Convolution &c_;
+  Pixel pixel_{};
+  const float *row_ = nullptr;
+  i64 from_, lines_, total_, at_ = 0;
 };
 
 // The sums of output pixels [first, last) of all occlusions and of columns [left, right), then their ending.
 void convolve_block(const Convolution &c, const Ending &e, i64 first, i64 last, i64 left, i64 right, Scratch &rows, Scratch &sums) {
-  const i64 count = last - first, per_word = c.format == PAIRS ? 2 : 1, taps = c.taps(), depth = divide_up(taps, per_word);
-  const i64 columns = e.columns(), area = e.rows() * columns;
+  const i64 count = last - first, per_word = c.format == PAIRS ? 2 : 1, all_words = divide_up(c.taps(), per_word);
   const i64 pitch = round_up(right - left, LANES);
   float *a = rows.floats(BLOCK * STRIDE), *sum = sums.floats(BLOCK * pitch);
-  const i64 blocks = divide_up(depth, DEPTH), block = divide_up(depth, blocks);
-  for (i64 begin = 0; begin < depth; begin += block) {
-    const i64 words = std::min(block, depth - begin);
-    i64 n = first / area, y = first % area / columns, x = first % columns;
-    for (i64 i = 0; i < count; ++i) {
-      c.gather(n, y, x, begin * per_word, std::min((begin + words) * per_word, taps), a + i * STRIDE);
-      if (++x == columns) {
-        x = 0;
-        if (++y == e.rows()) {
-          y = 0;
-          ++n;
-        }
-      }
-    }
+  Range taps = c.taps_of(first, last);
+  if (taps.first >= taps.last)
+    taps = {0, std::min<i64>(per_word, c.taps())}; // nothing but zeros: one of them will do
+  const i64 start = taps.first / per_word, depth = divide_up(taps.last, per_word) - start;
+  const i64 blocks = divide_up(depth, DEPTH), block = divide_up(depth, blocks), panels = divide_up(right - left, WIDE);
+  for (i64 begin = start; begin < start + depth; begin += block) {
+    const i64 words = std::min(block, start + depth - begin);
+    Pixel p = c.pixel(first);
+    for (i64 i = 0; i < count; ++i, p = c.after(p))
+      c.gather(p, begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
+    const bool more = begin + words < start + depth;
+    const i64 next = more ? begin + words : start, next_words = more ? std::min(block, start + depth - next) : block;
+    const i64 next_first = more ? first : last, next_last = !c.pointwise() ? 0 : more ? last : std::min(last + count, c.pixels());
+    Ahead ahead(c, next_first, next_last, next * per_word, next_words * per_word);
+    const i64 steps = panels * divide_up(count, ROWS);
+    i64 step = 0;
     for (i64 column = left; column < right; column += WIDE) {
       const i64 wide = panel_width(column, e.channels);
-      const float *panel = c.packed + column * depth + begin * wide;
-      multiply_panel(c.format, a, count, panel, wide, words, sum + column - left, pitch, begin > 0, panel + depth * wide);
+      const float *panel = c.packed + column * all_words + begin * wide;
+      for (i64 row = 0; row < count; row += ROWS) {
+        ahead.fetch(++step, steps);
+        // weights seldom fit a cache: the next panel is fetched as this one is used
+        const i64 share = divide_up(wide * ROWS, count);
+        multiply_rows(c.format, a + row * STRIDE, std::min<i64>(ROWS, count - row), panel, wide, words, sum + row * pitch + column - left,
+                      pitch, begin > start, panel + all_words * wide + row / ROWS * share * words, share);
+      }
     }
   }
-  for (i64 at = first; at < last;) { // row by row
-    const i64 n = at / area, y = at % area / columns, x = at % columns, run = std::min(columns - x, last - at);
-    e.finish(n, y, x, x + run, left, right, sum + (at - first) * pitch, pitch);
+  for (i64 at = first; at < last;) { // pixels that are neighbours in a row together
+    const Pixel p = c.pixel(at);
+    const i64 run = c.order == OUTPUT_COLUMNS ? 1 : std::min(c.columns - p.x, last - at);
+    e.finish(p.n, p.y, p.x, p.x + run, left, right, sum + (at - first) * pitch, pitch);
     at += run;
   }
 }
@@ -116,13 +262,14 @@ void krypton_pack(const i64 *a) {
   pack_panels(static_cast<Format>(a[4]), ordered, 1, taps, taps, outputs, reinterpret_cast<float *>(a[5]));
 }
 
-void krypton_convolution(const i64 *a, double p, double q) {
-  const Ending e(a, p, q);
-  const Convolution c(a + ENDING_INTEGERS);
+// `parameters`: p and q of the ending's function, then of the beginning's.
+void krypton_convolution(const i64 *a, const double *parameters) {
+  const Ending e(a, parameters[0], parameters[1]);
   e.clear_margins();
-  const i64 pixels = e.batch * e.rows() * e.columns();
-  if (pixels <= 0)
+  if (e.batch * e.rows() * e.columns() <= 0)
     return;
+  const Convolution c(a + ENDING_INTEGERS, e, parameters[2], parameters[3]);
+  const i64 pixels = c.pixels();
   const i64 threads = pixels * c.taps() * e.channels / 16 > SERIAL_BELOW ? omp_get_max_threads() : 1;
   // as many blocks as threads have to do, all of about one size
   const i64 most = std::clamp<i64>(SUMS / e.channels / ROWS * ROWS, ROWS, BLOCK);
@@ -134,7 +281,7 @@ void krypton_convolution(const i64 *a, double p, double q) {
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch rows, sums;
-#pragma omp for schedule(dynamic) collapse(2)
+#pragma omp for schedule(static) collapse(2)
     for (i64 i = 0; i < count; ++i)
       for (i64 s = 0; s < shares; ++s)
         if (s * share < e.channels)

@@ -158,7 +158,8 @@ void Ending::finish(i64 n, i64 y, i64 from, i64 to, i64 first, i64 last, float *
 extern "C" {
 
 // Delta of `f(sum of terms)`. The first term may be `out` itself.
-void krypton_combine(const i64 *a, double p, double q) {
+void krypton_combine(const i64 *a, const double *parameters) {
+  const double p = parameters[0], q = parameters[1];
   const Ending e(a, p, q);
   const i64 top = e.field[0], bottom = e.field[1], left = e.field[2], right = e.field[3], channels = e.channels;
 #pragma omp parallel for schedule(static) if (e.batch * e.height * e.width * channels > SERIAL_BELOW)

@@ -70,12 +70,9 @@ const Table table;
 
 } // namespace
 
-void multiply_panel(Format format, const float *a, i64 rows, const float *b, i64 columns, i64 k, float *c, i64 pitch, bool add,
-                    const float *next) {
-  const int vectors = columns == WIDE;
-  const i64 step = divide_up(columns * ROWS, rows); // so that the whole next panel is there in the end
-  for (i64 row = 0; row < rows; row += ROWS, next += step * k)
-    table.of[format][std::min<i64>(ROWS, rows - row)][vectors](a + row * STRIDE, b, k, c + row * pitch, pitch, add, next, step);
+void multiply_rows(Format format, const float *a, i64 rows, const float *b, i64 columns, i64 k, float *c, i64 pitch, bool add,
+                   const float *ahead, i64 step) {
+  table.of[format][rows][columns == WIDE](a, b, k, c, pitch, add, ahead, step);
 }
 
 void pack_panels(Format format, const float *b, i64 row, i64 column, i64 k, i64 columns, float *packed) {

@@ -21,10 +21,10 @@ constexpr i64 STRIDE = DEPTH + 16;         // not a power of two: rows fall into
 // Columns of the panel that starts at this column: WIDE, or LANES where that is enough.
 inline i64 panel_width(i64 column, i64 columns) { return columns - column > LANES ? WIDE : LANES; }
 
-// c (+)= a b, for any number of rows; `columns` is WIDE or LANES, `k` counts words. `next` is the panel that will be wanted
-// after b: weights seldom fit a cache, and are fetched while there is something to compute.
-void multiply_panel(Format format, const float *a, i64 rows, const float *b, i64 columns, i64 k, float *c, i64 pitch, bool add,
-                    const float *next);
+// c (+)= a b for at most ROWS rows; `columns` is WIDE or LANES, `k` counts words. Meanwhile `step` words an iteration are
+// fetched from `ahead` on.
+void multiply_rows(Format format, const float *a, i64 rows, const float *b, i64 columns, i64 k, float *c, i64 pitch, bool add,
+                   const float *ahead, i64 step);
 
 // Pack b (k, columns), element (l, j) at b[l * row + j * column], into panels of words.
 void pack_panels(Format format, const float *b, i64 row, i64 column, i64 k, i64 columns, float *packed);

@@ -4,6 +4,7 @@ from krypton.errors import PlanError, unknown
 from krypton.planner.rules.base import Context, Rule
 from krypton.planner.rules.choose_batch import choose_batch
 from krypton.planner.rules.choose_kernel import choose_kernel
+from krypton.planner.rules.defer_activation import defer_activation
 from krypton.planner.rules.drop_identity import drop_identity
 from krypton.planner.rules.fold_batch_norm import fold_batch_norm
 from krypton.planner.rules.fold_padding import fold_padding
@@ -11,6 +12,7 @@ from krypton.planner.rules.full_when_cheaper import full_when_cheaper
 from krypton.planner.rules.fuse_activation import fuse_activation
 from krypton.planner.rules.incremental import incremental
 from krypton.planner.rules.materialise_views import materialise_views
+from krypton.planner.rules.pool_first import pool_first
 from krypton.planner.rules.position_tiles import position_tiles
 from krypton.planner.rules.project_when_opaque import project_when_opaque
 from krypton.planner.rules.share_views import share_views
@@ -21,6 +23,8 @@ RULES: list[Rule] = [
     Rule("fold_padding", fold_padding, "zero padding becomes part of the convolution that reads it"),
     # before fusion, which would hide the scale in an epilogue
     Rule("fold_batch_norm", fold_batch_norm, "scales and shifts go into the weights of the convolution before them"),
+    # before fusion, so that what followed the pool can hang onto the convolution
+    Rule("pool_first", pool_first, "average pools go before 1×1 convolutions, which then have fewer pixels"),
     # before modes are set: one fused node has one mode
     Rule("fuse_activation", fuse_activation, "scales, sums and activations run in one pass with their convolution"),
     Rule("incremental", incremental, "compute changes on boxes instead of whole maps"),
@@ -34,6 +38,8 @@ RULES: list[Rule] = [
     Rule("position_tiles", position_tiles, "compute neighbouring occlusions together"),
     Rule("choose_batch", choose_batch, "gather occlusions for what runs on whole values"),
     Rule("choose_kernel", choose_kernel, "run every node with the fastest kernel there is"),
+    # only some kernels can begin with a function
+    Rule("defer_activation", defer_activation, "activations before 1×1 convolutions are computed as those read them"),
 ]
 
 
