@@ -27,6 +27,7 @@ Describe = Callable[[Delta, Box], list[int]]
 
 _ALIGNED = 64  # bytes of a cache line
 _LANES = 16  # of the widest vectors
+_MOST_PARTS = 128  # of a concat; see cpp/convolution.cpp
 
 
 def _plain(node: Node, device: torch.device) -> bool:
@@ -89,9 +90,15 @@ def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner
             source = source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
         integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
-        call(native.integers(integers + beginning), parameters)
+        call(native.integers(integers + beginning + _parts(source)), parameters)
 
     return run
+
+
+def _parts(source: Delta) -> list[int]:
+    """Their number; then for each the first channel and the rows outside of which it is zero."""
+    parts = [(0, source.field)] if len(source.parts) > _MOST_PARTS else source.parts
+    return [len(parts), *(number for first, box in parts for number in (first, *box.rows))]
 
 
 def _beginning(source: Deferred, ending: native.Ending) -> tuple[list[int], ctypes.Array[ctypes.c_double]]:

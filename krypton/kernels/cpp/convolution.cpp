@@ -20,6 +20,12 @@ struct Range {
   i64 first, last;
 };
 
+// From a channel on (up to the next part's first) the source is zero outside these rows.
+struct Part {
+  i64 channel, top, bottom;
+};
+constexpr i64 MOST_PARTS = 128;
+
 // The order in which output pixels are worked on. Pixels of one row (column) of all occlusions together have the same taps
 // outside of the source, which need not be multiplied.
 enum Order : i64 { IMAGES, OUTPUT_ROWS, OUTPUT_COLUMNS };
@@ -36,6 +42,8 @@ struct Convolution {
   Format format;
   Beginning begin;
   i64 batch, rows, columns; // of the field
+  Part parts[MOST_PARTS + 1];
+  i64 part_count;
   Order order = IMAGES;
 
   Convolution(const i64 *a, const Ending &e, double p, double q)
@@ -45,9 +53,16 @@ struct Convolution {
         format(static_cast<Format>(a[20])),
         begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q},
         batch(e.batch), rows(e.rows()), columns(e.columns()) {
+    part_count = a[26];
+    for (i64 i = 0; i < part_count; ++i)
+      parts[i] = {a[27 + 3 * i], a[28 + 3 * i], a[29 + 3 * i]};
+    parts[part_count] = {channels, 0, 0};
     const Range all_y = taps_of_row(0, rows - 1), all_x = taps_of_column(0, columns - 1);
     const auto shorter = [](Range some, Range all) { return some.first > all.first || some.last < all.last; };
-    if (shorter(taps_of_row(0, 0), all_y) || shorter(taps_of_row(rows - 1, rows - 1), all_y))
+    const bool uneven = std::any_of(parts, parts + part_count, [&](const Part &part) { return part.bottom - part.top < rows; });
+    if (pointwise() && stride_y == 1 && uneven)
+      order = OUTPUT_ROWS;
+    else if (shorter(taps_of_row(0, 0), all_y) || shorter(taps_of_row(rows - 1, rows - 1), all_y))
       order = OUTPUT_ROWS;
     else if (kernel_y == 1 &&
              (shorter(taps_of_column(0, 0), all_x) || shorter(taps_of_column(columns - 1, columns - 1), all_x)))
@@ -85,6 +100,10 @@ struct Convolution {
   // Elements of the window, in order (kernel row, kernel column, channel), that any of these pixels reads inside the source.
   Range taps_of(i64 first, i64 last) const {
     const i64 line = kernel_x * channels;
+    if (order == OUTPUT_ROWS && pointwise()) {
+      const i64 top = (y0 + pixel(first).y) * stride_y - pad_y, bottom = (y0 + pixel(last - 1).y) * stride_y - pad_y + 1;
+      return channels_of_rows(std::max(top, source.top), std::min(bottom, source.bottom));
+    }
     if (order == OUTPUT_ROWS) {
       const Range r = taps_of_row(pixel(first).y, pixel(last - 1).y);
       return {r.first * line, r.last * line};
@@ -122,6 +141,17 @@ struct Convolution {
   }
 
 private:
+  // Channels that are not zero on all of these rows of the source.
+  Range channels_of_rows(i64 top, i64 bottom) const {
+    if (top >= bottom || !part_count)
+      return {0, top < bottom ? channels : 0};
+    Range all{channels, 0};
+    for (i64 i = 0; i < part_count; ++i)
+      if (parts[i].top < bottom && top < parts[i].bottom)
+        all = {std::min(all.first, parts[i].channel), std::max(all.last, parts[i + 1].channel)};
+    return all;
+  }
+
   // Kernel rows (columns) that some output row in [first, last] reads inside the source.
   Range taps_of_row(i64 first, i64 last) const {
     return {tap_at((y0 + last) * stride_y - pad_y, source.top, dilation_y, kernel_y),
@@ -221,7 +251,8 @@ void convolve_block(const Convolution &c, const Ending &e, i64 first, i64 last, 
       c.gather(p, begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
     const bool more = begin + words < start + depth;
     const i64 next = more ? begin + words : start, next_words = more ? std::min(block, start + depth - next) : block;
-    const i64 next_first = more ? first : last, next_last = !c.pointwise() ? 0 : more ? last : std::min(last + count, c.pixels());
+    const i64 later = first + omp_get_num_threads() * count; // where the thread goes on
+    const i64 next_first = more ? first : later, next_last = !c.pointwise() ? 0 : more ? last : std::min(later + count, c.pixels());
     Ahead ahead(c, next_first, next_last, next * per_word, next_words * per_word);
     const i64 steps = panels * divide_up(count, ROWS);
     i64 step = 0;
@@ -281,7 +312,7 @@ void krypton_convolution(const i64 *a, const double *parameters) {
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch rows, sums;
-#pragma omp for schedule(static) collapse(2)
+#pragma omp for schedule(static, 1) collapse(2)
     for (i64 i = 0; i < count; ++i)
       for (i64 s = 0; s < shares; ++s)
         if (s * share < e.channels)
