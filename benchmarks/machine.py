@@ -1,16 +1,25 @@
-"""What a benchmark ran on, for its committed output; and the allocator settings that both sides run under."""
+"""What a benchmark ran on, for its committed output: the machine, its GEMM rate, the commit; and the allocator settings."""
 
 from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+Allocator = Literal["tuned", "default"]
+
 TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 """glibc otherwise maps and unmaps every large block, which makes naive inference up to 1.8 times slower than it is."""
+
+GEMMS = ((1024, 1024, 1024), (2048, 512, 512), (2048, 512, 2048))
+"""(rows, columns, inner) of the products by which the machine is measured: large, and as convolutions make them."""
 
 
 def describe() -> dict[str, object]:
@@ -30,11 +39,37 @@ def describe() -> dict[str, object]:
     }
 
 
+def commit() -> str:
+    """The commit that ran, marked where files differ from it; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    return run.stdout.strip()
+
+
+def gemm_gflops(repeats: int = 5) -> float:
+    """The best rate of float32 `torch.mm` seen just now, in GFLOP/s: what arithmetic can be had for."""
+    best = 0.0
+    for rows, columns, inner in GEMMS:
+        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        out = torch.empty(rows, columns)
+        for _ in range(repeats):
+            started = time.perf_counter()
+            torch.mm(a, b, out=out)
+            best = max(best, 2e-9 * rows * columns * inner / (time.perf_counter() - started))
+    return best
+
+
 def allocator_is_tuned() -> bool:
     return all(os.environ.get(name) == value for name, value in TUNED.items())
+
+
+def environment(allocator: Allocator) -> Mapping[str, str]:
+    """The environment of a process under one allocator setting, whatever this one runs under."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    return plain | TUNED if allocator == "tuned" else plain
 
 
 def with_tuned_allocator() -> None:
     """Start this program again under the tuned allocator, unless it runs under it already."""
     if not allocator_is_tuned():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | TUNED)
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], dict(environment("tuned")))
