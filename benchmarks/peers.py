@@ -9,6 +9,8 @@ contiguous, as their users have them; patch 16, stride 4, a constant fill.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -95,8 +97,10 @@ class Peer:
         return {"batch": self.batch, "by_batch_ms": self.tried}
 
 
-def captum(start: Start) -> Peer:
+def captum(start: Start) -> Peer | None:
     """Captum's `Occlusion`; its first pass is that of the unmodified image."""
+    if not _installed("captum"):
+        return None
     from captum.attr import Occlusion
 
     subject, target = start.subject, _predicted(start.subject)
@@ -118,7 +122,7 @@ def captum(start: Start) -> Peer:
 def monai(start: Start) -> Peer | None:
     """MONAI's `OcclusionSensitivity`; after its first pass it makes the buffers of its result."""
     subject = start.subject
-    if subject.case.size > LARGEST_FOR_MONAI:
+    if subject.case.size > LARGEST_FOR_MONAI or not _installed("monai"):
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -130,6 +134,13 @@ def monai(start: Start) -> Peer | None:
         return tool(subject.image[None])
 
     return Peer(subject.model, explain, _largest_batch(subject))
+
+
+def _installed(package: str) -> bool:
+    if importlib.util.find_spec(package) is None:
+        print(f"{package} is not installed and takes no part: pip install -e '.[bench]'", file=sys.stderr)
+        return False
+    return True
 
 
 def _largest_batch(subject: Subject) -> int:
