@@ -19,9 +19,9 @@ from krypton.bound import check_device
 from krypton.catalog import MEMORY, Catalog
 from krypton.errors import BindError, CatalogError, KryptonError, unknown
 from krypton.graphs import GraphCache
-from krypton.library import Library
 from krypton.ir.occlusions import Grid
 from krypton.ir.plan import QueryPlan
+from krypton.library import Library
 from krypton.listings import Known, Message, Table, calibration, describe, show
 from krypton.models import (
     Definition,
@@ -74,7 +74,8 @@ class Connection:
 
         EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. SHOW and DESCRIBE give a `Table`,
         EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation. `params` are the
-        values of $names; `progress` is for commands that take long (see `Query.run`). Raises a KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
+        values of $names; `progress` is for commands that take long (see `Query.run`). Raises a KryptonError of the
+        kind that fits; nothing is run when the text cannot be parsed.
         """
         *earlier, last = self._statements(text, params, progress)
         for act in earlier:

@@ -43,7 +43,9 @@ def expected(node: Node, weight: Tensor, source: Delta, field: Box, own: Tensor 
     return y
 
 
-def compare(draw, name: str, tolerance: float, *, most: int, channels=CHANNELS, outputs=CHANNELS, taps: list[int] | None = None) -> None:
+def compare(
+    draw, name: str, tolerance: float, *, most: int, channels=CHANNELS, outputs=CHANNELS, taps: list[int] | None = None
+) -> None:
     kernel = taps or [draw(st.integers(1, most)) for _ in range(2)]
     stride, dilation = ([1, 1], [1, 1]) if taps else ([draw(st.integers(1, 3)) for _ in range(2)] for _ in range(2))
     padding = [draw(st.integers(-1, 4)) for _ in range(4)]
@@ -119,7 +121,13 @@ def test_bfloat16_winograd_convolutions_err_by_what_rounding_allows(data: st.Dat
 
 def test_deep_and_wide_convolutions_cross_all_block_borders() -> None:
     torch.manual_seed(0)
-    for name, tolerance in (("direct", 5e-6), ("winograd_2", 1e-5), ("winograd_4", 3e-5), ("bfloat16", 1e-2), ("bfloat16_winograd_2", 2e-2)):
+    for name, tolerance in (
+        ("direct", 5e-6),
+        ("winograd_2", 1e-5),
+        ("winograd_4", 3e-5),
+        ("bfloat16", 1e-2),
+        ("bfloat16_winograd_2", 2e-2),
+    ):
         attrs = {
             "kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "in_channels": 520,
         }  # fmt: skip
