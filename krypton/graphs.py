@@ -24,7 +24,8 @@ from krypton.fingerprint import NotKeptError, fingerprint, hash_tensors, tensors
 from krypton.ir.serde import graph_from_json, graph_to_json
 from krypton.ir.weights import Reference, WeightStore, content_hash, leaves
 from krypton.models import Model, Shape, device_of, try_out
-from krypton.planner.capture import TOLERANCE, CapturedModel, capture, check_weights, from_program
+from krypton.planner.capture import CapturedModel, capture, check_weights, from_program
+from krypton.planner.trials import TOLERANCE, Trial
 from krypton.planner.whole import run_whole
 
 _TRIAL = "trial"
@@ -109,28 +110,28 @@ def _capture(model: Model) -> Captured:
 def _needs_to_be_alone(model: Model) -> bool:
     """Whether the model gives an image another answer in company, or takes no company at all."""
     images = _noise(model, 2)
-    singles = torch.cat([try_out(model.module, image[None]) for image in images])
+    try_out(model.module, images[:1])  # says what is wrong with a model that takes no images at all
     try:
-        together = try_out(model.module, images)
-    except KryptonError:
+        return Trial(model.module, images).mixes()
+    except Exception:  # whatever the model's own code raises
         return True
-    return not _close(together, singles)
 
 
 def _agrees(captured: CapturedModel, model: Model) -> bool:
     """Whether graph and model give a trial image the same logits."""
     image = _noise(model, 1)
-    given = run_whole(captured.graph, captured.weights, image.to(device_of(model.module))).cpu()
-    return _close(given, try_out(model.module, image))
+    return Trial(model.module, image).agrees(run_whole(captured.graph, captured.weights, image))
 
 
-def _close(given: Tensor, wanted: Tensor) -> bool:
-    scale = float(wanted.abs().max()) or 1.0
-    return given.shape == wanted.shape and float((given - wanted).abs().max()) <= TOLERANCE * scale
+def _same(given: Tensor, trial: Tensor) -> bool:
+    """Whether a model said the same of the trial image before: only rounding may be another."""
+    scale = float(trial.abs().max()) or 1.0
+    return given.shape == trial.shape and float((given - trial).abs().max()) <= TOLERANCE * scale
 
 
 def _noise(model: Model, count: int) -> Tensor:
-    return torch.randn(count, *model.preprocessing.shape, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(count, *model.preprocessing.shape, generator=torch.Generator().manual_seed(1))
+    return images.to(device_of(model.module))
 
 
 def _entry(captured: CapturedModel, given: set[Reference], model: Model) -> tuple[str, bytes]:
@@ -156,6 +157,6 @@ def _load(store: GraphStore, key: str, hashes: Mapping[str, Reference], model: M
         weights.update({name: tensor.to(device) for name, tensor in own.items()})
         graph = graph_from_json(json.loads(entry[0]))
         captured = CapturedModel(graph, WeightStore(weights).restrict(graph.references()), model.preprocessing.shape)
-        return Captured(captured, "catalog") if _close(try_out(model.module, _noise(model, 1)), trial) else None
+        return Captured(captured, "catalog") if _same(try_out(model.module, _noise(model, 1)), trial) else None
     except (KryptonError, SafetensorError, ValueError, KeyError, TypeError):
         return None

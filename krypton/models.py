@@ -23,7 +23,8 @@ from torch.export import ExportedProgram
 
 from krypton.errors import BindError, CaptureError, unknown
 from krypton.images import Preprocessing, nearest_file
-from krypton.planner.capture import check_weights, evaluating
+from krypton.planner.capture import check_weights
+from krypton.planner.trials import evaluating
 from krypton.results.scores import ACTIVATIONS, Activation, default_activation
 from krypton.sql.places import clause
 

@@ -19,9 +19,8 @@ from krypton.errors import CaptureError
 from krypton.ir.graph import Graph
 from krypton.ir.weights import WeightStore
 from krypton.planner.recognise import recognise
+from krypton.planner.trials import Trial, evaluating
 from krypton.planner.whole import run_whole
-
-TOLERANCE = 1e-3  # of the largest output: a wrong graph is wrong by far more, fp32 in another order by far less
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,20 +34,6 @@ class CapturedModel:
     @property
     def outputs(self) -> int:
         return self.graph.index()[self.graph.output].shape[0]
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in eval mode, without gradients; the training flags of all its parts are put back afterwards."""
-    flags = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in flags:
-            part.training = False
-        with torch.no_grad():
-            yield module
-    finally:
-        for part, training in flags:
-            part.training = training
 
 
 def capture(module: nn.Module, input_shape: tuple[int, int, int], *, seed: int = 0) -> CapturedModel:
@@ -92,28 +77,17 @@ def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
 def verify(captured: CapturedModel, module: nn.Module, generator: torch.Generator) -> None:
     """Compare the graph with the model on an input it was not made from, and a batch of two with two singles."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    example = torch.randn(2, *captured.input_shape, generator=generator)
-    with evaluating(module):
-        singles = torch.cat([_logits(module(one[None].to(device))) for one in example])
-        together = _logits(module(example.to(device)))
-    mine = run_whole(captured.graph, captured.weights, example.to(device))
-    scale = float(singles.abs().max()) or 1.0
-    if not torch.isfinite(singles).all():
+    example = torch.randn(2, *captured.input_shape, generator=generator).to(device)
+    trial = Trial(module, example)
+    if not torch.isfinite(trial.singles).all():
         raise CaptureError("the model gives NaN or infinite outputs on an ordinary input; its weights are not sound")
-    if float((together - singles).abs().max()) > TOLERANCE * scale:
+    if trial.mixes():
         raise CaptureError(
             "the model mixes the examples of a batch (a batch norm without running statistics, perhaps): its output for an "
             "image depends on the other images; it runs naively, one occlusion at a time"
         )
-    if mine.shape != singles.shape or float((mine - singles).abs().max()) > TOLERANCE * scale:
+    if not trial.agrees(run_whole(captured.graph, captured.weights, example)):
         raise CaptureError("the captured graph does not compute what the model computes (does it draw random numbers?)")
-
-
-def _logits(output: object) -> Tensor:
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        kind = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise CaptureError(f"a model must give one tensor (batch, outputs) for a batch of images, not {kind}: wrap it")
-    return output.float()
 
 
 @contextlib.contextmanager
