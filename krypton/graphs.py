@@ -23,9 +23,9 @@ from krypton.errors import CaptureError, KryptonError
 from krypton.fingerprint import NotKeptError, fingerprint, hash_tensors, tensors_of
 from krypton.ir.serde import graph_from_json, graph_to_json
 from krypton.ir.weights import Reference, WeightStore, content_hash, leaves
-from krypton.models import Model, Shape, device_of, try_out
+from krypton.models import Model, Shape, try_out
 from krypton.planner.capture import CapturedModel, capture, check_weights, from_program
-from krypton.planner.trials import TOLERANCE, Trial
+from krypton.planner.trials import TOLERANCE, Trial, device_of
 from krypton.planner.whole import run_whole
 
 _TRIAL = "trial"
@@ -99,7 +99,7 @@ def _capture(model: Model) -> Captured:
         if model.program is None:
             captured = capture(model.module, model.preprocessing.shape)
         else:
-            captured = from_program(model.program, model.preprocessing.shape)
+            captured = from_program(model.program, model.preprocessing.shape, device_of(model.module))
             if not _agrees(captured, model):
                 raise CaptureError("the captured graph does not compute what the program computes")
     except CaptureError as error:

@@ -21,9 +21,9 @@ from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
-from krypton.models import device_of
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.optimizer import plan_query
+from krypton.planner.trials import device_of
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
 

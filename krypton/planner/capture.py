@@ -19,7 +19,7 @@ from krypton.errors import CaptureError
 from krypton.ir.graph import Graph
 from krypton.ir.weights import WeightStore
 from krypton.planner.recognise import recognise
-from krypton.planner.trials import Trial, evaluating
+from krypton.planner.trials import Trial, device_of, evaluating
 from krypton.planner.whole import run_whole
 
 
@@ -44,19 +44,24 @@ def capture(module: nn.Module, input_shape: tuple[int, int, int], *, seed: int =
     check_weights(module)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(module):
-        program = _export(module, torch.randn(2, *input_shape, generator=generator))
-        captured = from_program(program, input_shape)
+        program = _export(module, _example(input_shape, generator, module))
+        captured = from_program(program, input_shape, device_of(module))
         verify(captured, module, generator)
     return captured
 
 
-def from_program(program: ExportedProgram, input_shape: tuple[int, int, int]) -> CapturedModel:
-    """The logical graph of an exported program (a `.pt2` file), not yet compared with anything."""
+def _example(input_shape: tuple[int, int, int], generator: torch.Generator, module: nn.Module) -> Tensor:
+    """Two images of noise where the module is: equal on all devices, for they are made on the CPU."""
+    return torch.randn(2, *input_shape, generator=generator).to(device_of(module))
+
+
+def from_program(program: ExportedProgram, input_shape: tuple[int, int, int], device: torch.device) -> CapturedModel:
+    """The logical graph of an exported program (a `.pt2` file), weights on that device; not compared with anything yet."""
     with _quiet():
         program = program.run_decompositions({})
     store = WeightStore()
     graph = recognise(program, input_shape, store)
-    return CapturedModel(graph, store.restrict(graph.references()), input_shape)
+    return CapturedModel(graph, store.restrict(graph.references()).on(device), input_shape)
 
 
 def check_weights(module: nn.Module) -> None:
@@ -76,8 +81,7 @@ def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
 
 def verify(captured: CapturedModel, module: nn.Module, generator: torch.Generator) -> None:
     """Compare the graph with the model on an input it was not made from, and a batch of two with two singles."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    example = torch.randn(2, *captured.input_shape, generator=generator).to(device)
+    example = _example(captured.input_shape, generator, module)
     trial = Trial(module, example)
     if not torch.isfinite(trial.singles).all():
         raise CaptureError("the model gives NaN or infinite outputs on an ordinary input; its weights are not sound")

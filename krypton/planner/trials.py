@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -34,6 +35,11 @@ def evaluating(module: nn.Module) -> Iterator[nn.Module]:
     finally:
         for part, training in flags:
             part.training = training
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module lives, and wants its inputs: its first parameter's device, or buffer's; the CPU if it has neither."""
+    return next((tensor.device for tensor in itertools.chain(module.parameters(), module.buffers())), torch.device("cpu"))
 
 
 def logits_of(output: object) -> Tensor:

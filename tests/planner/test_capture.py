@@ -15,7 +15,7 @@ from krypton.errors import CaptureError
 from krypton.ir.occlusions import Grid
 from krypton.planner.capture import capture
 from krypton.planner.optimizer import plan_query
-from krypton.planner.trials import Trial, evaluating
+from krypton.planner.trials import Trial, device_of, evaluating
 from krypton.planner.whole import run_whole
 
 IMAGE = (3, 10, 9)
@@ -152,6 +152,51 @@ def test_models_that_do_not_run_in_float64_are_judged_in_float32() -> None:
     assert Trial(model, two_images()).precise is None
     assert not Trial(model, two_images()).mixes()
     assert Trial(Model(lambda s, x, y: F.conv2d(y - y.mean(0), kernel).mean((2, 3))), two_images()).mixes()
+
+
+class _Constant(nn.Module):
+    """No parameters, one buffer."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, 1, 1, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.device == self.scale.device
+        return (x * self.scale).mean((2, 3))
+
+
+def test_a_module_lives_where_its_parameters_or_buffers_are() -> None:
+    assert device_of(nn.ReLU()) == torch.device("cpu")
+    assert device_of(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 1, device="meta"))) == torch.device("meta")
+    assert device_of(_Constant("meta")) == torch.device("meta")
+
+
+@pytest.mark.parametrize("module", [_Constant("meta"), nn.Sequential(nn.Conv2d(3, 2, 1, device="meta"), nn.Flatten())])
+def test_inputs_are_made_where_the_module_lives(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device that holds no numbers, for every computer has it; what comes after the export wants some."""
+
+    class SeenError(Exception):
+        pass
+
+    def export(module: nn.Module, example: tuple[Tensor], **options: object) -> None:
+        raise SeenError(example[0].device)
+
+    monkeypatch.setattr(torch.export, "export", export)
+    monkeypatch.setattr("krypton.planner.capture.check_weights", lambda module: None)
+    with pytest.raises(CaptureError, match="meta"):
+        capture(module, IMAGE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_module_on_a_gpu_is_captured_there() -> None:
+    model = Model(lambda s, x, y: (2 * s.norm(y) + s.shift).relu().mean((2, 3)), norm=nn.BatchNorm2d(4))
+    model.register_buffer("shift", torch.ones(()))
+    captured = capture(model.cuda(), IMAGE)
+    images = two_images().cuda()
+    assert Trial(model, images).agrees(run_whole(captured.graph, captured.weights, images))
+    assert device_of(model).type == "cuda"
 
 
 def test_evaluating_puts_flags_back_after_an_exception() -> None:
