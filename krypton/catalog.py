@@ -1,7 +1,7 @@
 """The catalog: the embedded DuckDB that one session works with, in memory or in a file, and Krypton's own tables in it.
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
-that a later session can say what is missing), `graphs` (captured graphs, for `graphs`). The user's tables are the user's:
+that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices, for `profiles`). The user's tables are the user's:
 their statements reach DuckDB unchanged, over the same connection.
 """
 
@@ -17,7 +17,7 @@ import duckdb
 from krypton.errors import BindError, CatalogError
 from krypton.models import Definition
 
-VERSION = 1
+VERSION = 2
 MEMORY = ":memory:"
 
 _TABLES = """
@@ -29,6 +29,9 @@ CREATE TABLE IF NOT EXISTS krypton.models (
 );
 CREATE TABLE IF NOT EXISTS krypton.graphs (
     key VARCHAR, graph VARCHAR, tensors BLOB, created TIMESTAMP DEFAULT current_timestamp
+);
+CREATE TABLE IF NOT EXISTS krypton.profiles (
+    device VARCHAR, profile VARCHAR, created TIMESTAMP DEFAULT current_timestamp
 );
 """
 _FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
@@ -92,6 +95,18 @@ class Catalog:
         self._rows("DELETE FROM krypton.graphs WHERE key = ?", [key])
         self._rows("INSERT INTO krypton.graphs (key, graph, tensors) VALUES (?, ?, ?)", [key, graph, tensors])
 
+    # Device profiles
+
+    def get_profile(self, device: str) -> str | None:
+        """A device's profile as JSON."""
+        rows = self._rows("SELECT profile FROM krypton.profiles WHERE device = ?", [device])
+        return rows[0][0] if rows else None
+
+    def put_profile(self, device: str, profile: str) -> None:
+        """Store a profile, in the place of the device's earlier one."""
+        self._rows("DELETE FROM krypton.profiles WHERE device = ?", [device])
+        self._rows("INSERT INTO krypton.profiles (device, profile) VALUES (?, ?)", [device, profile])
+
     # The user's statements and tables
 
     def sql(self, statement: str, params: Mapping[str, Any] | None = None) -> Any:
@@ -152,7 +167,9 @@ class Catalog:
         ).fetchall()
         if existing:
             version = self._connection.execute("SELECT version FROM krypton.about").fetchall()
-            if version != [(VERSION,)]:
+            if version == [(1,)]:  # lacks tables that can be made now
+                self._connection.execute(f"BEGIN; {_TABLES} UPDATE krypton.about SET version = {VERSION}; COMMIT;")
+            elif version != [(VERSION,)]:
                 raise CatalogError(
                     f"the catalog '{self.database}' was written by another version of Krypton: open it with that version, "
                     "or start a new file"

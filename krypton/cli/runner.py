@@ -60,7 +60,7 @@ class Runner:
 
     def _run(self, statement: str) -> None:
         with ProgressBar(self.screen) as bar:
-            result = self.connection.sql(statement)
+            result = self.connection.sql(statement, progress=bar)
             if isinstance(result, Query):
                 result = result.run(progress=bar)
         show(self.screen, result)

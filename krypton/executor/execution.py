@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
-from krypton.executor.memory import half_of
+from krypton.executor.memory import give_back, half_of, kept_blocks
 from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
 from krypton.executor.program import Program, StopExecutionError
@@ -91,7 +91,7 @@ def execute(
         raise ExecutionError(f"the plan is for images {plan.input_shape}, this one is {tuple(image.shape)}")
     started = time.perf_counter()
     device = torch.device(plan.device)
-    with _threads(settings), torch.no_grad():
+    with _threads(settings), kept_blocks(), torch.no_grad():
         occluder = Occluder(plan.occlusions, image.to(device).float(), fill.to(device).float().expand(image.shape))
         if plan.kind == "naive":
             if module is None:
@@ -171,10 +171,14 @@ def _threads(settings: Settings) -> Iterator[None]:
 
 
 def _scoped(batches: Iterator[Batch], settings: Settings) -> Generator[Batch, None, None]:
-    """Every step of the iterator runs without gradients and with the session's threads."""
-    while True:
-        with _threads(settings), torch.no_grad():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+    """Every step runs without gradients, with the session's threads, and with memory kept for the next step."""
+    try:
+        while True:
+            with _threads(settings), kept_blocks(), torch.no_grad():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+    finally:
+        del batches
+        give_back()

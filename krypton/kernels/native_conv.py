@@ -10,6 +10,7 @@ as direct, its factors rounded to bfloat16, sums in single precision.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 
 import torch
@@ -46,7 +47,21 @@ def winograd_tile(node: Node, size: int) -> tuple[int, int, int, int]:
 
 def winograd_points(node: Node, size: int) -> int:
     """Multiplications per tile, input and output channel; 0 when there is no such kernel."""
-    return int(native.loaded().krypton_winograd_points(native.integers(winograd_tile(node, size))))
+    return _points(winograd_tile(node, size))
+
+
+def _winograd_work(size: int) -> Callable[[Node, int, int], int]:
+    def work(node: Node, rows: int, columns: int) -> int:
+        high, _, broad, _ = winograd_tile(node, size)
+        points = _points(winograd_tile(node, size))
+        return int(-(-rows // high) * -(-columns // broad) * points * node.attrs["in_channels"] * node.shape[0])
+
+    return work
+
+
+@functools.cache
+def _points(tile: tuple[int, int, int, int]) -> int:
+    return int(native.loaded().krypton_winograd_points(native.integers(tile)))
 
 
 def _is_winograd(size: int) -> Callable[[Node, torch.device], bool]:
@@ -169,7 +184,7 @@ def _build_depthwise(node: Node, weight: Weight) -> Runner:
 
 
 register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True, begins=True))
-register_kernel(Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True))
-register_kernel(Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True))
+register_kernel(Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True, work=_winograd_work(2)))
+register_kernel(Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True, work=_winograd_work(4)))
 register_kernel(Kernel("depthwise", "conv", _is_depthwise, _build_depthwise, priority=30, fused=True))
 register_kernel(Kernel("bfloat16", "conv", _has_pairs, _build_bfloat16, priority=-1, fused=True, begins=True, exact=False))
