@@ -161,12 +161,12 @@ class Query:
 
     def _plan_for(self, occlusions: Occlusions) -> tuple[Captured, QueryPlan]:
         """The plan for these occlusions and the model as it is now."""
-        bound = self.bound
+        bound, known = self.bound, self._planned
         if bound.mode == "naive":
             captured = self._graphs.uncaptured(bound.model)
         else:
-            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"])
-        known = self._planned
+            before = known[0] if known is not None else None
+            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"], before=before)
         if known is not None and known[0].same_as(captured) and known[1] is occlusions:
             return captured, known[2]
         plan = plan_query(
