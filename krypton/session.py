@@ -19,9 +19,9 @@ from krypton.bound import check_device
 from krypton.catalog import MEMORY, Catalog
 from krypton.errors import BindError, CatalogError, KryptonError, unknown
 from krypton.graphs import GraphCache
-from krypton.library import Library
 from krypton.ir.occlusions import Grid
 from krypton.ir.plan import QueryPlan
+from krypton.library import Library
 from krypton.listings import Known, Message, Table, calibration, describe, show
 from krypton.models import (
     Definition,
@@ -98,6 +98,14 @@ class Connection:
         """
         self._check_open()
         self.catalog.register(name, data)
+
+    def fetch(self, relation: Any, most: int | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a relation that `sql` gave, at most that many; unlike the relation's own methods it hears Ctrl-C at once.
+
+        Raises CatalogError when the query fails, which may show only now.
+        """
+        self._check_open()
+        return self.catalog.fetch(relation, most)
 
     def models(self) -> list[str]:
         """The names of all models."""
