@@ -20,7 +20,8 @@ from krypton.fills import Fill, FillSpec, make_fill
 from krypton.images import ImageSource, LoadedImage, load_image
 from krypton.ir.occlusions import Grid, Masks, Occlusions
 from krypton.masks import MaskSource, load_masks, superpixels
-from krypton.models import Model, device_of
+from krypton.models import Model
+from krypton.planner.trials import device_of
 from krypton.results.classes import find_class
 from krypton.results.scores import SCORE_KINDS, ScoreKind, score
 from krypton.settings import Settings

@@ -7,13 +7,13 @@ that a later session can say what is missing), `graphs` (captured graphs, for `g
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 
+from krypton.duckdb_calls import interruptible, told
 from krypton.errors import BindError, CatalogError
 from krypton.models import Definition
 
@@ -42,7 +42,7 @@ class Catalog:
 
     def __init__(self, database: str | os.PathLike[str] = MEMORY) -> None:
         self.database = os.fspath(database)
-        with _told(f"the catalog '{self.database}' cannot be opened: "):
+        with told(f"the catalog '{self.database}' cannot be opened: "):
             self._connection = duckdb.connect(os.path.expanduser(self.database) if self.kept else MEMORY)
             # DuckDB takes unknown tables for Python variables of whoever calls it, and that is us: `register` is for those.
             self._connection.execute("SET python_enable_replacements = false")
@@ -111,12 +111,21 @@ class Catalog:
 
     def sql(self, statement: str, params: Mapping[str, Any] | None = None) -> Any:
         """What DuckDB's client gives for a statement: a relation, or None."""
-        with _told():
+
+        def run() -> Any:
             return self._connection.sql(statement, params=dict(params)) if params else self._connection.sql(statement)
+
+        with told():
+            return interruptible(self._connection, run)
+
+    def fetch(self, relation: Any, most: int | None = None) -> list[Any]:
+        """The rows of a relation, or the first of them. A relation runs anew at each call."""
+        with told():
+            return interruptible(self._connection, (relation if most is None else relation.limit(most)).fetchall)
 
     def register(self, name: str, data: Any) -> None:
         """Let statements read an object of Python's (a data frame, an Arrow table, a dictionary of arrays) as a table."""
-        with _told():
+        with told():
             self._connection.register(name, data)
 
     def query_paths(self, select: str, params: Mapping[str, Any] | None = None) -> list[str]:
@@ -129,8 +138,7 @@ class Catalog:
             listing = ", ".join(relation.columns)
             raise BindError(f'the query for images must have a column "path", or only one column; it has {listing}')
         column = names.index("path") if "path" in names else 0
-        with _told():
-            values = [row[column] for row in relation.fetchall()]
+        values = [row[column] for row in self.fetch(relation)]
         if not values:
             raise BindError("the query for images gives no rows: there is nothing to explain")
         for number, value in enumerate(values, start=1):
@@ -150,7 +158,7 @@ class Catalog:
     def write_table(self, name: str, parts: Sequence[Mapping[str, Any]], *, replace: bool = False) -> None:
         """A new table of columns (arrays of one length), part after part; there as a whole or not at all."""
         staging = "krypton_staging"
-        with _told(f"table {name} cannot be written: "):
+        with told(f"table {name} cannot be written: "):
             self._connection.execute(f"DROP TABLE IF EXISTS temp.{staging}")
             for number, part in enumerate(parts):
                 self._connection.register("krypton_part", dict(part))
@@ -178,7 +186,7 @@ class Catalog:
         self._connection.execute(f"BEGIN; {_TABLES} INSERT INTO krypton.about VALUES ({VERSION}); COMMIT;")
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with _told():
+        with told():
             return self._connection.execute(statement, list(values)).fetchall()
 
 
@@ -191,18 +199,3 @@ def _definition(row: Sequence[Any]) -> Definition:
     name, source, shape, mean, std, labels, activation, trusted = row
     lists: list[Any] = [None if values is None else tuple(values) for values in (shape, mean, std, labels)]
     return Definition(name, source, lists[0], lists[1], lists[2], lists[3], activation, bool(trusted))
-
-
-@contextlib.contextmanager
-def _told(prefix: str = "") -> Iterator[None]:
-    """DuckDB's errors as ours, with its words."""
-    try:
-        yield
-    except duckdb.InterruptException:
-        raise KeyboardInterrupt from None
-    except duckdb.Error as error:
-        raise CatalogError(f"{prefix}{error}") from error
-    except RuntimeError as error:
-        if str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C in the Python client
-            raise KeyboardInterrupt from None
-        raise

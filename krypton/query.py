@@ -21,10 +21,10 @@ from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
-from krypton.models import device_of
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
+from krypton.planner.trials import device_of
 from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
@@ -162,12 +162,12 @@ class Query:
 
     def _plan_for(self, occlusions: Occlusions) -> tuple[Captured, QueryPlan]:
         """The plan for these occlusions and the model as it is now."""
-        bound = self.bound
+        bound, known = self.bound, self._planned
         if bound.mode == "naive":
             captured = self._graphs.uncaptured(bound.model)
         else:
-            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"])
-        known = self._planned
+            before = known[0] if known is not None else None
+            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"], before=before)
         if known is not None and known[0].same_as(captured) and known[1] is occlusions:
             return captured, known[2]
         plan = plan_query(

@@ -100,6 +100,14 @@ class Connection:
         self._check_open()
         self.catalog.register(name, data)
 
+    def fetch(self, relation: Any, most: int | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a relation that `sql` gave, at most that many; unlike the relation's own methods it hears Ctrl-C at once.
+
+        Raises CatalogError when the query fails, which may show only now.
+        """
+        self._check_open()
+        return self.catalog.fetch(relation, most)
+
     def models(self) -> list[str]:
         """The names of all models."""
         return [definition.name for definition in self.library.definitions()]
