@@ -41,9 +41,12 @@ def kernel_costs(
     if node.mode == "full":
         kernels = []  # whole values run as PyTorch runs them
     known = [kernel for kernel in kernels if profile.measured(kernel.name)]
-    return sorted(
-        (_with_kernel(node, kernel, box, batch, profile) for kernel in known or kernels), key=lambda c: c.milliseconds
-    )
+    # nobody measured the others: one that claims to be better than all known ones is believed, the rest are not
+    best = max((kernel.priority for kernel in known), default=0)
+    believed = [kernel for kernel in kernels if kernel not in known and (kernel.priority > best or not known)]
+    costs = [_with_kernel(node, kernel, box, batch, profile) for kernel in known]
+    costs.sort(key=lambda cost: cost.milliseconds)
+    return [*(_with_kernel(node, kernel, box, batch, profile) for kernel in believed), *costs]
 
 
 def _with_kernel(node: Node, kernel: Kernel, box: Box, batch: int, profile: DeviceProfile) -> KernelCost:
