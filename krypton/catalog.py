@@ -1,8 +1,8 @@
 """The catalog: the embedded DuckDB that one session works with, in memory or in a file, and Krypton's own tables in it.
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
-that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices, for `profiles`). The user's tables are the user's:
-their statements reach DuckDB unchanged, over the same connection.
+that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices, for
+`profiles`). The user's tables are the user's: their statements reach DuckDB unchanged, over the same connection.
 """
 
 from __future__ import annotations

@@ -143,6 +143,7 @@ class Query:
             module=self._module_on(plan.device) if plan.kind == "naive" else None,
             settings=self.bound.settings,
             timed=True,
+            scores=self.bound.scores,
         )
         with closing(execution):
             answer = Answer(self.bound, prepared, plan, execution)

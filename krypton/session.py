@@ -74,7 +74,8 @@ class Connection:
 
         EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. SHOW and DESCRIBE give a `Table`,
         EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation. `params` are the
-        values of $names; `progress` is for commands that take long (see `Query.run`). Raises a KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
+        values of $names; `progress` is for commands that take long (see `Query.run`). Raises a KryptonError of the
+        kind that fits; nothing is run when the text cannot be parsed.
         """
         *earlier, last = self._statements(text, params, progress)
         for act in earlier:

@@ -34,6 +34,15 @@ def _integer(minimum: int) -> Callable[[object], int]:
     return convert
 
 
+def _number(minimum: float) -> Callable[[object], float]:
+    def convert(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not minimum <= float(value) < float("inf"):
+            raise ValueError(f"a number of at least {minimum:g}")
+        return float(value)
+
+    return convert
+
+
 def _optional_integer(minimum: int) -> Callable[[object], int | None]:
     whole = _integer(minimum)
 
@@ -80,9 +89,17 @@ SETTINGS: dict[str, Setting] = {
         Setting("debug", False, _boolean, "check the invariants of every delta while running (slow)"),
         Setting("device", "cpu", _text, "where queries run unless they say DEVICE"),
         Setting("disabled_rules", (), _names, "optimizer rules to leave out, separated by commas"),
-        Setting("kernels", (), _kernels, "kernels preferred to those predicted to be fastest, by name; reference: plain PyTorch; auto: none"),
+        Setting(
+            "kernels",
+            (),
+            _kernels,
+            "kernels preferred to those predicted to be fastest, by name; reference: plain PyTorch; auto: none",
+        ),
         Setting("max_image_pixels", 100_000_000, _integer(1), "images with more pixels are refused"),
         Setting("memory_limit_mb", 4096, _integer(64), "memory for the deltas of one batch and the views"),
+        Setting(
+            "tolerance", 0.0, _number(0.0), "largest relative error of score changes that low precision may cause; 0: exact"
+        ),
         Setting("threads", None, _optional_integer(1), "threads of PyTorch's CPU operators (0: as they are)"),
     )
 }

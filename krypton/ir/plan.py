@@ -43,8 +43,10 @@ class TensorPlan:
     """What happens to one batch.
 
     `views`: (node, "out" or "pre") of the base values that are kept, None: whatever is needed is recomputed with each batch.
-    `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: of a node that several
-    kernels can run, the two with the least predicted milliseconds per occlusion.
+    `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: the
+    kernels that can
+    run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
+    score changes that low precision may cause.
     """
 
     graph: Graph
@@ -54,6 +56,7 @@ class TensorPlan:
     head_batch: int = 1
     costs: Mapping[int, Cost] = field(default_factory=dict)
     alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

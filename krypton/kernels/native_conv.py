@@ -1,10 +1,11 @@
 """Compiled convolutions of deltas, zero-extension and ending included: `run(target, field, source, own, terms, base)`.
 
 `source` is the delta that is convolved, on whatever window it is stored; `own` (C,) or None scales the result before the
-further `terms` are added (see native.Ending). direct: rows gathered into the cache, then one matrix product (any kernel, stride and
+further `terms` are added (see native.Ending). direct: rows gathered into the cache, then one matrix product (any
+kernel, stride and
 dilation; its source may be `Deferred`). winograd_2 and winograd_4: two or four outputs along each axis at a time, F(2×2, 3×3),
-F(4×4, 3×3), F(4×4, 5×5) and along one axis F(4, 3) and F(4, 7), of Lavin and Gray (2015). depthwise: one channel each. bfloat16:
-as direct, its factors rounded to bfloat16, sums in single precision.
+F(4×4, 3×3), F(4×4, 5×5) and along one axis F(4, 3) and F(4, 7), of Lavin and Gray (2015). depthwise: one channel each.
+bfloat16: as direct, its factors rounded to bfloat16, sums in single precision.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from krypton.kernels.native import Terms, fitting
 from krypton.kernels.registry import Kernel, Runner, register_kernel
 
 Weight = Callable[[Reference], Tensor]
+Supports = Callable[[Node, torch.device], bool]
 Describe = Callable[[Delta, Box], list[int]]
 
 _ALIGNED = 64  # bytes of a cache line
@@ -74,8 +76,8 @@ def _is_winograd(size: int) -> Callable[[Node, torch.device], bool]:
     return supports
 
 
-def _has_pairs(node: Node, device: torch.device) -> bool:
-    return _plain(node, device) and bool(native.loaded().krypton_has_pairs())
+def _in_pairs(supports: Supports) -> Supports:
+    return lambda node, device: supports(node, device) and bool(native.loaded().krypton_has_pairs())
 
 
 def _buffer(floats: int) -> Tensor:
@@ -95,9 +97,7 @@ def _weights_of(node: Node, weight: Weight) -> Tensor:
 def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner:
     ending, channels = native.Ending(node.function), node.attrs["in_channels"]
 
-    def run(
-        target: Delta, field: Box, source: Delta | Deferred, own: Tensor | None, terms: Terms, base: Tensor | None
-    ) -> None:
+    def run(target: Delta, field: Box, source: Delta | Deferred, own: Tensor | None, terms: Terms, base: Tensor | None) -> None:
         parameters, beginning = ending.parameters, [0, 0, 0, 0, 0]
         if isinstance(source, Deferred):
             fitting(call is native.loaded().krypton_convolution and source.base.shape[1] == channels)
@@ -155,18 +155,19 @@ def _build_bfloat16(node: Node, weight: Weight) -> Runner:
     return _build_direct(node, weight, pairs=True)
 
 
-def _build_winograd(size: int) -> Callable[[Node, Weight], Runner]:
+def _build_winograd(size: int, pairs: bool = False) -> Callable[[Node, Weight], Runner]:
     def build(node: Node, weight: Weight) -> Runner:
         plain, tile = _weights_of(node, weight), winograd_tile(node, size)
         outputs, channels = plain.shape[:2]
         fitting(winograd_points(node, size) > 0 and list(node.attrs["stride"]) == list(node.attrs["dilation"]) == [1, 1])
-        packed = _buffer(-(-outputs // _LANES) * _LANES * channels * winograd_points(node, size))
-        arguments = [*tile, plain.data_ptr(), outputs, channels, packed.data_ptr()]
+        words = -(-channels // 2) if pairs else channels
+        packed = _buffer(-(-outputs // _LANES) * _LANES * words * winograd_points(node, size))
+        arguments = [*tile, plain.data_ptr(), outputs, channels, packed.data_ptr(), int(pairs)]
         native.loaded().krypton_winograd_pack(native.integers(arguments))
         top, left = node.attrs["padding"][0], node.attrs["padding"][2]
 
         def describe(source: Delta, field: Box) -> list[int]:
-            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, *tile]
+            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, *tile, int(pairs)]
 
         return _runner(node, native.loaded().krypton_winograd, describe)
 
@@ -184,7 +185,20 @@ def _build_depthwise(node: Node, weight: Weight) -> Runner:
 
 
 register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True, begins=True))
-register_kernel(Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True, work=_winograd_work(2)))
-register_kernel(Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True, work=_winograd_work(4)))
+register_kernel(
+    Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True, work=_winograd_work(2))
+)
+register_kernel(
+    Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True, work=_winograd_work(4))
+)
 register_kernel(Kernel("depthwise", "conv", _is_depthwise, _build_depthwise, priority=30, fused=True))
-register_kernel(Kernel("bfloat16", "conv", _has_pairs, _build_bfloat16, priority=-1, fused=True, begins=True, exact=False))
+register_kernel(
+    Kernel("bfloat16", "conv", _in_pairs(_plain), _build_bfloat16, priority=-1, fused=True, begins=True, error=2.3e-3)
+)
+for _size, _error in ((2, 3.5e-3), (4, 1.9e-2)):  # measured on normal weights and rectified normal inputs
+    register_kernel(
+        Kernel(
+            f"bfloat16_winograd_{_size}", "conv", _in_pairs(_is_winograd(_size)), _build_winograd(_size, pairs=True),
+            priority=-1, fused=True, error=_error, work=_winograd_work(_size),
+        )
+    )  # fmt: skip

@@ -123,7 +123,7 @@ def _prepared(kernel: Kernel, node: Node, size: int) -> Callable[[], object]:
     field = _box(size)
     source = Delta(x, -top, -left, Box(Interval(-top, height - top), Interval(-left, width - left)))
     target = Delta(channels_last(torch.empty(BATCH, node.shape[0], size, size)), 0, 0, field)
-    base = channels_last(torch.randn(1, node.shape[0], size, size, generator=generator))
+    base = channels_last(torch.randn(1, node.shape[0], size, size, generator=generator)) if node.function else None
     return lambda: run(target, field, source, None, [], base)
 
 

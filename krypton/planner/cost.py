@@ -41,7 +41,9 @@ def kernel_costs(
     if node.mode == "full":
         kernels = []  # whole values run as PyTorch runs them
     known = [kernel for kernel in kernels if profile.measured(kernel.name)]
-    return sorted((_with_kernel(node, kernel, box, batch, profile) for kernel in known or kernels), key=lambda c: c.milliseconds)
+    return sorted(
+        (_with_kernel(node, kernel, box, batch, profile) for kernel in known or kernels), key=lambda c: c.milliseconds
+    )
 
 
 def _with_kernel(node: Node, kernel: Kernel, box: Box, batch: int, profile: DeviceProfile) -> KernelCost:

@@ -92,7 +92,6 @@ class _Load:
         stops = np.array([[field[i].stop for i in self.ids] for field in fields], dtype=np.float64)
         return starts, stops
 
-
     def milliseconds(self, axes: list[tuple[Array, Array]], tiling: Tiling) -> float:
         """What all tiles take, memory included: what a batch writes, and reads again, should stay in the cache."""
         sizes, counts = [], []
@@ -102,7 +101,11 @@ class _Load:
         pixels = np.einsum("rn,cn,r,c->nrc", *sizes, *counts)  # of all occlusions of a tile
         spilled = np.maximum(pixels * self.bytes_per_pixel[:, None, None] - self.profile.cache_bytes / 2, 0.0)
         arithmetic = float(np.einsum("n,nrc->", self.per_pixel, pixels))
-        total: float = arithmetic + 2 * float(spilled.sum()) / self.profile.bytes_per_ms + self.overhead * pixels[0].size
+        total: float = (
+            arithmetic
+            + 2 * float(spilled.sum()) / self.profile.bytes_per_ms
+            + self.overhead * pixels.shape[1] * pixels.shape[2]
+        )
         return total
 
 

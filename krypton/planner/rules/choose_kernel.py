@@ -12,7 +12,7 @@ from krypton.errors import PlanError, unknown
 from krypton.ir.delta import Box
 from krypton.ir.graph import Node
 from krypton.ir.plan import QueryPlan
-from krypton.kernels import KERNELS, able, choose
+from krypton.kernels import KERNELS, able, choose, find
 from krypton.planner.cost import kernel_costs
 from krypton.planner.fields import Fields
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
@@ -31,9 +31,10 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
         if node.mode not in ("delta", "project"):
             return node  # whole values run as PyTorch runs them
         boxes = Counter((fields.box(node, tile.rows, tile.columns), len(tile.indices)) for tile in tiles)
-        ranked = rank(node, boxes, context)
+        ranked = rank(node, boxes, context, exact=not context.settings["tolerance"])
         if len(ranked) > 1:
-            alternatives[node.id] = tuple(ranked[:2])
+            alternatives[node.id] = tuple(ranked)
+        ranked = [(name, ms) for name, ms in ranked if find(node.op, name).exact]
         kernel = _preferred(node, wanted, context) or (ranked[0][0] if ranked else "") or _usual(node.op, node, wanted, context)
         epilogue = _usual("combine", node, wanted, context) if node.epilogue else ""
         names = dict.fromkeys(name for name in (kernel, epilogue) if name)
@@ -43,11 +44,11 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
     return replace(changed, tensor=replace(tensor_plan(changed), alternatives=alternatives))
 
 
-def rank(node: Node, boxes: Counter[tuple[Box, int]], context: Context) -> list[tuple[str, float]]:
+def rank(node: Node, boxes: Counter[tuple[Box, int]], context: Context, *, exact: bool) -> list[tuple[str, float]]:
     """(kernel, milliseconds per occlusion) of all that can run a node, the fastest first; boxes with their batches."""
     totals: dict[str, float] = defaultdict(float)
     for (box, batch), count in boxes.items():
-        for cost in kernel_costs(node, box, batch, context.profile, context.device):
+        for cost in kernel_costs(node, box, batch, context.profile, context.device, exact=exact):
             totals[cost.kernel] += cost.milliseconds * count / boxes.total()
     return sorted(totals.items(), key=lambda item: item[1])
 
