@@ -1,4 +1,4 @@
-"""Low-precision deltas: off by default, within the tolerance when asked for, measured, and taken back where they cost too much."""
+"""Low-precision deltas: off by default, within the tolerance when asked for, and taken back where they cost too much."""
 
 from __future__ import annotations
 

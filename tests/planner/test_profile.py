@@ -13,6 +13,7 @@ from krypton.errors import PlanError
 from krypton.ir.delta import Box
 from krypton.ir.geometry import Interval
 from krypton.ir.graph import Node
+from krypton.ir.occlusions import Grid
 from krypton.kernels import find, native
 from krypton.planner.calibration import calibrate, measure
 from krypton.planner.cost import kernel_costs
@@ -107,7 +108,8 @@ def test_a_calibrated_profile_holds_the_convolutions_of_a_plan(monkeypatch: pyte
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 def test_finished_queries_are_observed_by_kernel_and_shape() -> None:
-    plan = plan_query(captured_model("residual"), GRID, settings=settings_of(DELTAS | {"kernels": "direct", "batch": 4}))
+    many = Grid(GRID.image, (4, 3), (2, 2))
+    plan = plan_query(captured_model("residual"), many, settings=settings_of(DELTAS | {"kernels": "direct", "batch": 4}))
     assert plan.tensor is not None
     spent = {node.id: 2.0 for node in plan.tensor.graph}
     rates = observed(plan, spent)
