@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from krypton.errors import BindError, CaptureError, unknown
 from krypton.images import Preprocessing, nearest_file
 from krypton.planner.capture import check_weights
+from krypton.planner.quiet import quiet
 from krypton.planner.trials import device_of, evaluating
 from krypton.results.scores import ACTIVATIONS, Activation, default_activation
 from krypton.sql.places import clause
@@ -145,7 +146,7 @@ def count_outputs(module: nn.Module, shape: Shape) -> int:
 def try_out(module: nn.Module, images: Tensor) -> Tensor:
     """The logits (B, K) on the CPU of a module, in eval mode, on images (B, C, H, W); errors as `count_outputs`."""
     try:
-        with evaluating(module), quietly():
+        with evaluating(module), quiet():
             output = module(images.to(device_of(module)))
     except Exception as error:  # whatever the model's own code raises
         raise BindError(

@@ -6,9 +6,6 @@ the session then runs such a model naively.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from krypton.errors import CaptureError
 from krypton.ir.graph import Graph
 from krypton.ir.weights import WeightStore
+from krypton.planner.quiet import quiet
 from krypton.planner.recognise import recognise
 from krypton.planner.trials import Trial, device_of, evaluating
 from krypton.planner.whole import run_whole
@@ -57,7 +55,7 @@ def _example(input_shape: tuple[int, int, int], generator: torch.Generator, modu
 
 def from_program(program: ExportedProgram, input_shape: tuple[int, int, int], device: torch.device) -> CapturedModel:
     """The logical graph of an exported program (a `.pt2` file), weights on that device; not compared with anything yet."""
-    with _quiet():
+    with quiet(), torch.no_grad():
         program = program.run_decompositions({})
     store = WeightStore()
     graph = recognise(program, input_shape, store)
@@ -73,7 +71,7 @@ def check_weights(module: nn.Module) -> None:
 
 def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
     try:
-        with _quiet():
+        with quiet(), torch.no_grad():
             return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise CaptureError(f"torch.export cannot capture {type(module).__name__}: {_first_line(error)}") from error
@@ -92,13 +90,6 @@ def verify(captured: CapturedModel, module: nn.Module, generator: torch.Generato
         )
     if not trial.agrees(run_whole(captured.graph, captured.weights, example)):
         raise CaptureError("the captured graph does not compute what the model computes (does it draw random numbers?)")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _first_line(error: BaseException) -> str:

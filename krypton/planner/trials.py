@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import warnings
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from krypton.errors import CaptureError
+from krypton.planner.quiet import quiet
 
 TOLERANCE = 1e-3  # of what an image changes: a wrong graph is wrong by far more, sound arithmetic in another order by far less
 FLOAT32_ERRORS = 10  # how many times the model's own error in float32 another order of the same arithmetic may be off
@@ -107,8 +107,7 @@ class Trial:
         return TOLERANCE * spread + ROUNDING[self.singles.dtype] * self._largest
 
     def _run(self, images: Tensor) -> Tensor:
-        with evaluating(self._module), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with evaluating(self._module), quiet():
             logits = logits_of(self._module(images))
         return logits if logits.dtype == torch.float64 else logits.float()
 

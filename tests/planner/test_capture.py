@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -73,6 +75,18 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(name: str) -> None:
     with pytest.raises(CaptureError, match=why) as caught:
         capture(model, IMAGE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["branches on data", "other sizes only"])  # a graph is printed, a traceback logged
+def test_pytorch_is_kept_quiet_and_its_loggers_are_put_back(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    loggers = [logging.getLogger(known) for known in ("torch", "torch.__trace", "torch._subclasses.fake_tensor")]
+    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
+    stderr = sys.stderr
+    with pytest.raises(CaptureError):
+        capture(REFUSED[name][0], IMAGE)
+    assert capfd.readouterr() == ("", "")
+    assert [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers] == before
+    assert sys.stderr is stderr
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
