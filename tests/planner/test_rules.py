@@ -29,10 +29,12 @@ SHOWN = {
     "drop_identity": "plain",
     "fold_padding": "plain",
     "fold_batch_norm": "residual",
+    "pool_first": "dense",
     "fuse_activation": "residual",
     "incremental": "dense",
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
+    "defer_activation": "dense",
 }
 
 
