@@ -21,16 +21,16 @@ VERSION = 2
 MEMORY = ":memory:"
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS krypton;
-CREATE TABLE IF NOT EXISTS krypton.about (version INTEGER);
-CREATE TABLE IF NOT EXISTS krypton.models (
+CREATE SCHEMA IF NOT EXISTS {schema};
+CREATE TABLE IF NOT EXISTS {schema}.about (version INTEGER);
+CREATE TABLE IF NOT EXISTS {schema}.models (
     name VARCHAR, source VARCHAR, input_shape INTEGER[], mean DOUBLE[], std DOUBLE[], labels VARCHAR[],
     activation VARCHAR, trusted BOOLEAN, created TIMESTAMP DEFAULT current_timestamp
 );
-CREATE TABLE IF NOT EXISTS krypton.graphs (
+CREATE TABLE IF NOT EXISTS {schema}.graphs (
     key VARCHAR, graph VARCHAR, tensors BLOB, created TIMESTAMP DEFAULT current_timestamp
 );
-CREATE TABLE IF NOT EXISTS krypton.profiles (
+CREATE TABLE IF NOT EXISTS {schema}.profiles (
     device VARCHAR, profile VARCHAR, created TIMESTAMP DEFAULT current_timestamp
 );
 """
@@ -46,6 +46,9 @@ class Catalog:
             self._connection = duckdb.connect(os.path.expanduser(self.database) if self.kept else MEMORY)
             # DuckDB takes unknown tables for Python variables of whoever calls it, and that is us: `register` is for those.
             self._connection.execute("SET python_enable_replacements = false")
+            # qualified by the database, which DuckDB names after the file: that may be "krypton", too
+            ((alias,),) = self._connection.execute("SELECT current_database()").fetchall()
+            self._schema = f"{quoted(alias)}.krypton"
             self._make_tables()
 
     @property
@@ -61,11 +64,11 @@ class Catalog:
 
     def models(self) -> list[Definition]:
         """All definitions, by name."""
-        return [_definition(row) for row in self._rows(f"SELECT {_FIELDS} FROM krypton.models ORDER BY lower(name)")]
+        return [_definition(row) for row in self._rows(f"SELECT {_FIELDS} FROM {self._schema}.models ORDER BY lower(name)")]
 
     def find_model(self, name: str) -> Definition | None:
         """The definition of that name, in any case."""
-        rows = self._rows(f"SELECT {_FIELDS} FROM krypton.models WHERE lower(name) = lower(?)", [name])
+        rows = self._rows(f"SELECT {_FIELDS} FROM {self._schema}.models WHERE lower(name) = lower(?)", [name])
         return _definition(rows[0]) if rows else None
 
     def put_model(self, definition: Definition) -> None:
@@ -75,37 +78,37 @@ class Catalog:
         numbers = [None if values is None else list(values) for values in (d.mean, d.std, d.labels)]
         self.drop_model(d.name)
         self._rows(
-            f"INSERT INTO krypton.models ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO {self._schema}.models ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [d.name, d.source, shape, *numbers, d.activation, d.trusted],
         )
 
     def drop_model(self, name: str) -> None:
         """Forget a definition, if there is one."""
-        self._rows("DELETE FROM krypton.models WHERE lower(name) = lower(?)", [name])
+        self._rows(f"DELETE FROM {self._schema}.models WHERE lower(name) = lower(?)", [name])
 
     # Captured graphs
 
     def get_graph(self, key: str) -> tuple[str, bytes] | None:
         """A graph as JSON and its own tensors as safetensors, by everything they depend on."""
-        rows = self._rows("SELECT graph, tensors FROM krypton.graphs WHERE key = ?", [key])
+        rows = self._rows(f"SELECT graph, tensors FROM {self._schema}.graphs WHERE key = ?", [key])
         return rows[0] if rows else None
 
     def put_graph(self, key: str, graph: str, tensors: bytes) -> None:
         """Store a graph, in the place of another of that key."""
-        self._rows("DELETE FROM krypton.graphs WHERE key = ?", [key])
-        self._rows("INSERT INTO krypton.graphs (key, graph, tensors) VALUES (?, ?, ?)", [key, graph, tensors])
+        self._rows(f"DELETE FROM {self._schema}.graphs WHERE key = ?", [key])
+        self._rows(f"INSERT INTO {self._schema}.graphs (key, graph, tensors) VALUES (?, ?, ?)", [key, graph, tensors])
 
     # Device profiles
 
     def get_profile(self, device: str) -> str | None:
         """A device's profile as JSON."""
-        rows = self._rows("SELECT profile FROM krypton.profiles WHERE device = ?", [device])
+        rows = self._rows(f"SELECT profile FROM {self._schema}.profiles WHERE device = ?", [device])
         return rows[0][0] if rows else None
 
     def put_profile(self, device: str, profile: str) -> None:
         """Store a profile, in the place of the device's earlier one."""
-        self._rows("DELETE FROM krypton.profiles WHERE device = ?", [device])
-        self._rows("INSERT INTO krypton.profiles (device, profile) VALUES (?, ?)", [device, profile])
+        self._rows(f"DELETE FROM {self._schema}.profiles WHERE device = ?", [device])
+        self._rows(f"INSERT INTO {self._schema}.profiles (device, profile) VALUES (?, ?)", [device, profile])
 
     # The user's statements and tables
 
@@ -170,20 +173,21 @@ class Catalog:
             self._connection.execute(f"DROP TABLE temp.{staging}")
 
     def _make_tables(self) -> None:
+        tables = _TABLES.format(schema=self._schema)
         existing = self._connection.execute(
             "SELECT 1 FROM information_schema.tables WHERE table_schema = 'krypton' AND table_name = 'about'"
         ).fetchall()
         if existing:
-            version = self._connection.execute("SELECT version FROM krypton.about").fetchall()
+            version = self._connection.execute(f"SELECT version FROM {self._schema}.about").fetchall()
             if version == [(1,)]:  # lacks tables that can be made now
-                self._connection.execute(f"BEGIN; {_TABLES} UPDATE krypton.about SET version = {VERSION}; COMMIT;")
+                self._connection.execute(f"BEGIN; {tables} UPDATE {self._schema}.about SET version = {VERSION}; COMMIT;")
             elif version != [(VERSION,)]:
                 raise CatalogError(
                     f"the catalog '{self.database}' was written by another version of Krypton: open it with that version, "
                     "or start a new file"
                 )
             return
-        self._connection.execute(f"BEGIN; {_TABLES} INSERT INTO krypton.about VALUES ({VERSION}); COMMIT;")
+        self._connection.execute(f"BEGIN; {tables} INSERT INTO {self._schema}.about VALUES ({VERSION}); COMMIT;")
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with told():

@@ -32,6 +32,8 @@ SHOWN = {
     "pool_first": "dense",
     "fuse_activation": "residual",
     "incremental": "dense",
+    "pool_first": "dense",
+    "defer_activation": "dense",
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
     "defer_activation": "dense",

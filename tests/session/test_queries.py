@@ -267,7 +267,7 @@ class _Counting:
     ) -> None:
         self.batches = 0
         self.base_logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
-        self.seconds, self.actual = 0.1, {0: 1.0}
+        self.seconds, self.actual, self.precision = 0.1, {0: 1.0}, None
         self._stop_after = stop_after
         self._on_close = on_close
         self._query = query
