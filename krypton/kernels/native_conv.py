@@ -131,7 +131,7 @@ def _build_direct(node: Node, weight: Weight, pairs: bool = False) -> Runner:
     packed, geometry = _packed(node, weight, pairs), [*_geometry(node), node.attrs["in_channels"]]
 
     def describe(source: Delta, field: Box) -> list[int]:
-        return [packed.data_ptr(), *geometry, field.rows.start, field.columns.start, int(pairs)]
+        return [packed.data_ptr(), *geometry, field.rows.start, field.columns.start, int(pairs), 1]
 
     return _runner(node, native.loaded().krypton_convolution, describe)
 
