@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import PlanError
+from krypton.executor.head_kernels import build_head_kernels
 from krypton.executor.occluder import Occluder
 from krypton.executor.tile import RunningTile
 from krypton.ir.delta import Delta
@@ -24,7 +25,6 @@ from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import Reference, WeightStore
 from krypton.kernels import DEFERRED, Kernel, choose, find
 from krypton.kernels.registry import Runner
-from krypton.kernels.whole import WholeRunner, build_whole, whole_kernel
 from krypton.operators.base import Value, ViewKey, channels_last, operator_of
 from krypton.planner.fields import Fields
 from krypton.planner.whole import WholeBatch, last_uses, run_nodes
@@ -64,7 +64,7 @@ class Program:
         self._last = last_uses(self._trunk)
         self.fused: set[int] = set()
         self.kernels, self.combines = self._build_kernels()
-        self._whole_kernels = self._build_whole_kernels()
+        self._head_kernels = build_head_kernels(plan.graph, weights)
 
     def weight(self, reference: Reference) -> Tensor:
         """A weight on the device; kept, since every batch asks again."""
@@ -91,17 +91,6 @@ class Program:
                 name = names[-1] if node.epilogue and node.id not in self.fused else choose("combine", node, self.device)
                 combines[node.id] = self._build(find("combine", name), node)
         return kernels, combines
-
-    def _build_whole_kernels(self) -> dict[int, WholeRunner]:
-        """The head's nodes that compiled kernels run."""
-        built: dict[int, WholeRunner] = {}
-        for node in self._head:
-            if (kernel := whole_kernel(node)) is not None and self.device.type == "cpu":
-                key = "whole", kernel, node.op, json.dumps(node.attrs), node.shape, tuple(node.weights.items()), node.epilogue
-                built[node.id] = self._weights.prepared(
-                    key, lambda kernel=kernel, node=node: build_whole(kernel, node, self._weights.get)  # type: ignore[misc]
-                )
-        return built
 
     def _build(self, kernel: Kernel, node: Node) -> Runner:
         """A kernel for a node, shared by all runs on these weights."""
@@ -194,7 +183,7 @@ class Program:
         """Logits (B, K) from whole values."""
         started = time.perf_counter()
         if self.graph.output not in values:
-            whole = WholeBatch(batch, self.device, self.weight, self._whole_kernels)
+            whole = WholeBatch(batch, self.device, self.weight, self._head_kernels)
             values = run_nodes(self._head, dict(values), whole, {self.graph.output}, check=self._check)
         if self._actual is not None:
             share = (time.perf_counter() - started) * 1e3 / max(len(self._head), 1)

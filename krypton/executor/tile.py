@@ -114,9 +114,7 @@ class RunningTile:
         self._program.combines[node.id](target, field, terms, self._base(node, field))
         return target
 
-    def _terms(
-        self, node: Node, result: Delta | None, extra: Sequence[Delta | None]
-    ) -> list[tuple[Delta, Tensor | None]]:
+    def _terms(self, node: Node, result: Delta | None, extra: Sequence[Delta | None]) -> list[tuple[Delta, Tensor | None]]:
         """What a node's epilogue sums, and the scales; without its own result when that is None."""
         terms: list[tuple[Delta, Tensor | None]] = []
         first = 0 if node.op == "combine" else 1

@@ -25,6 +25,7 @@ from krypton.operators.combine import per_channel
 from krypton.operators.functions import evaluate
 from krypton.operators.pool import divisors
 
+
 def _build_combine_native(node: Node, weight: Callable[[Reference], Tensor]) -> Runner:
     call, ending = native.loaded().krypton_combine, native.Ending(node.function)
 

@@ -23,7 +23,8 @@ class Kernel:
     `operator` is the operator served; "combine" kernels also run the epilogues of all others. `supports(node, device)` says
     whether it can; `build(node, weight)` prepares weights once and returns what the delta rule calls (see conv.py and
     fused.py for the signatures). Of the kernels that can, the one with the highest `priority` is chosen. `fused` ones run a
-    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` one. Only `exact` ones are used when exact answers are asked for.
+    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` or `Gated` one. Only `exact`
+    ones are used when exact answers are asked for.
     """
 
     name: str

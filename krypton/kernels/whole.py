@@ -1,17 +1,17 @@
 """Nodes in mode full by the kernels of delta rules: a whole map is a delta on the whole box, and its ending is absolute.
 
-A kernel that runs a node's ending needs nothing else for it: own bias, the shifts of all terms, scales, further terms and function are
-one pass over what it computed, as in stock inference with fused convolutions.
+Bias, shifts, scales, further terms and function are so one pass over what a kernel computed, while it is in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from krypton.ir.delta import Box, Delta
+from krypton.ir.delta import Box, Delta, Gated
 from krypton.ir.geometry import Interval
 from krypton.ir.graph import Node, Term
 from krypton.ir.weights import Reference
@@ -19,7 +19,7 @@ from krypton.kernels import native
 from krypton.kernels.registry import DEFERRED, KERNELS, Kernel
 
 Weight = Callable[[Reference], Tensor]
-WholeRunner = Callable[[Sequence[Tensor]], Tensor]
+WholeRunner = Callable[[Sequence[Tensor | Gated]], Tensor | Gated]
 """From a node's whole inputs (B, C, h, w), or (1, C, h, w), to its result (B, C, H, W), channels innermost."""
 
 
@@ -51,8 +51,8 @@ def build_whole(kernel: Kernel, node: Node, weight: Weight) -> WholeRunner:
         else:
             further.append((term.input, scale))
 
-    def run(inputs: Sequence[Tensor]) -> Tensor:
-        batch = max(len(value) for value in inputs)
+    def run(inputs: Sequence[Tensor | Gated]) -> Tensor:
+        batch = max(len(value.gate if isinstance(value, Gated) else value) for value in inputs)
         result = torch.empty((batch, *node.shape), memory_format=torch.channels_last)
         target = Delta(result, 0, 0, field)
         values = [_on_whole_box(value, batch) for value in inputs]
@@ -64,6 +64,16 @@ def build_whole(kernel: Kernel, node: Node, weight: Weight) -> WholeRunner:
         return result
 
     return run
+
+
+def gated(inputs: Sequence[Tensor | Gated]) -> Gated:
+    """A map times a gate (B, C, 1, 1), left to its only reader."""
+    source, gate = inputs
+    native.fitting(isinstance(source, Tensor) and isinstance(gate, Tensor))
+    assert isinstance(source, Tensor)
+    assert isinstance(gate, Tensor)
+    batch = max(len(source), len(gate))
+    return Gated(_on_whole_box(source, batch), gate.flatten(1).float().contiguous().expand(batch, -1))
 
 
 def whole_box(height: int, width: int) -> Box:
@@ -86,8 +96,10 @@ def _shifts(node: Node, weight: Weight) -> Tensor:
     return total.float()
 
 
-def _on_whole_box(value: Tensor, batch: int) -> Delta:
+def _on_whole_box(value: Tensor | Gated, batch: int) -> Any:
     """A whole value as a kernel reads it. What PyTorch computed may lie in any memory."""
+    if isinstance(value, Gated):
+        return value
     native.fitting(value.dim() == 4)
     if value.dtype != torch.float32 or (value.stride(1) != 1 and value.shape[1] > 1):
         value = value.float().contiguous(memory_format=torch.channels_last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class WholeBatch:
 def run_node(node: Node, inputs: list[Tensor], batch: WholeBatch) -> tuple[Tensor, Tensor]:
     """What the node's epilogue function is applied to, and the result (the same, without a function)."""
     if (kernel := batch.kernels.get(node.id)) is not None:
-        result = kernel(inputs)
+        result: Any = kernel(inputs)  # a deferred gate for its only reader, else a tensor
         return result, result
     operator = operator_of(node)
     own = operator.full(node, inputs[: operator.arity], batch) if node.op != "combine" else None

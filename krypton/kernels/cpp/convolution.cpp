@@ -1,4 +1,4 @@
-// Convolutions as matrix products: rows are output pixels of all occlusions, gathered block by block into the cache.
+// Convolutions of deltas as matrix products: rows are output pixels of all occlusions, gathered block by block into the cache.
 
 #include "gemm.h"
 
@@ -7,9 +7,11 @@ namespace {
 constexpr i64 BLOCK = 12 * ROWS; // output pixels worked on together at most
 constexpr i64 SUMS = 1 << 17;    // floats of a block's sums at most, half a megabyte: they stay in the second cache
 
-// What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source.
+// What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source; or
+// base*source, of a base with a number per occlusion and channel.
+constexpr i64 GATE = -1;
 struct Beginning {
-  i64 function; // 0: the source as it is
+  i64 function; // 0: the source as it is; GATE: the product, `base_row` being the stride from one occlusion to the next
   const float *base;
   i64 base_row, base_pixel;
   const float *scale;
@@ -40,8 +42,6 @@ struct Convolution {
   i64 kernel_y, kernel_x, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x, channels;
   i64 y0, x0; // where the field starts in the output map
   Format format;
-  i64 groups, outputs; // `channels` and `outputs` are those of one group; all groups have the same
-  i64 first_output = 0;
   Beginning begin;
   i64 batch, rows, columns; // of the field
   Part parts[MOST_PARTS + 1];
@@ -52,12 +52,12 @@ struct Convolution {
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
         packed(reinterpret_cast<const float *>(a[8])), kernel_y(a[9]), kernel_x(a[10]), stride_y(a[11]), stride_x(a[12]),
         pad_y(a[13]), pad_x(a[14]), dilation_y(a[15]), dilation_x(a[16]), channels(a[17]), y0(a[18]), x0(a[19]),
-        format(static_cast<Format>(a[20])), groups(a[21]), outputs(e.channels / groups),
-        begin{a[22], reinterpret_cast<const float *>(a[23]), a[24], a[25], reinterpret_cast<const float *>(a[26]), p, q},
+        format(static_cast<Format>(a[20])),
+        begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q},
         batch(e.batch), rows(e.rows()), columns(e.columns()) {
-    part_count = groups == 1 ? a[27] : 0; // parts are of all channels
+    part_count = a[26];
     for (i64 i = 0; i < part_count; ++i)
-      parts[i] = {a[28 + 3 * i], a[29 + 3 * i], a[30 + 3 * i]};
+      parts[i] = {a[27 + 3 * i], a[28 + 3 * i], a[29 + 3 * i]};
     parts[part_count] = {channels, 0, 0};
     const Range all_y = taps_of_row(0, rows - 1), all_x = taps_of_column(0, columns - 1);
     const auto shorter = [](Range some, Range all) { return some.first > all.first || some.last < all.last; };
@@ -71,16 +71,6 @@ struct Convolution {
       order = OUTPUT_COLUMNS;
   }
 
-  // This convolution of another group.
-  Convolution of_group(i64 group) const {
-    Convolution c = *this;
-    c.source.data += group * channels;
-    c.first_output = group * outputs;
-    c.packed += group * round_up(outputs, LANES) * words();
-    return c;
-  }
-
-  i64 words() const { return divide_up(taps(), format == PAIRS ? 2 : 1); }
   i64 taps() const { return kernel_y * kernel_x * channels; }
   i64 pixels() const { return batch * rows * columns; }
   bool pointwise() const { return kernel_y == 1 && kernel_x == 1; }
@@ -145,7 +135,7 @@ struct Convolution {
       if (iy < s.top || iy >= s.bottom)
         put_row(format, words, at - from, nullptr, last - first);
       else
-        gather_line(first_tap + ky * dilation_y * s.row, iy, ix, first, last, words, at - from);
+        gather_line(first_tap + ky * dilation_y * s.row, p.n, iy, ix, first, last, words, at - from);
       at += last - first;
     }
     if (format == PAIRS && (to - from) % 2)
@@ -179,7 +169,7 @@ private:
   }
 
   // Elements [first, last) of one kernel row; `row` points to where its first column would be.
-  void gather_line(const float *row, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
+  void gather_line(const float *row, i64 n, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
     const Source &s = source;
     if (dilation_x == 1 && s.pixel == channels && !begin.function) { // neighbouring pixels are neighbours in memory
       const i64 start = std::clamp((s.left - ix) * channels, first, last);
@@ -201,21 +191,19 @@ private:
       else if (!begin.function)
         put_row(format, words, at + element - first, pixel, stop - element);
       else
-        begin_row(pixel, iy, x, channel, words, at + element - first, stop - element);
+        begin_row(pixel, n, iy, x, channel, words, at + element - first, stop - element);
       element = stop;
     }
   }
 
-  void begin_row(const float *pixel, i64 iy, i64 x, i64 channel, float *words, i64 at, i64 count) const {
-    const float *base = begin.base + iy * begin.base_row + x * begin.base_pixel + channel;
-    const float *scale = begin.scale ? begin.scale + channel : nullptr;
-    if (format == FLOAT) {
-      apply(begin.function, false, begin.p, begin.q, {words + at, base, pixel, scale, count, count, count, 1, count});
-      return;
-    }
-    float made[2 * DEPTH];
-    apply(begin.function, false, begin.p, begin.q, {made, base, pixel, scale, count, count, count, 1, count});
-    put_row(format, words, at, made, count);
+  void begin_row(const float *pixel, i64 n, i64 iy, i64 x, i64 channel, float *words, i64 at, i64 count) const {
+    const bool gated = begin.function == GATE;
+    const float *base = begin.base + (gated ? n : iy) * begin.base_row + x * begin.base_pixel + channel;
+    const float *scale = gated ? base : begin.scale ? begin.scale + channel : nullptr;
+    float made[2 * DEPTH], *out = format == FLOAT ? words + at : made;
+    apply(gated ? 0 : begin.function, false, begin.p, begin.q, {out, base, pixel, scale, count, count, count, 1, count});
+    if (format != FLOAT)
+      put_row(format, words, at, made, count);
   }
 };
 
@@ -246,11 +234,9 @@ private:
   i64 from_, lines_, total_, at_ = 0;
 };
 
-// The sums of output pixels [first, last) of all occlusions and of columns [left, right) of one group, then their ending.
-void convolve_block(const Convolution &all, const Ending &e, i64 group, i64 first, i64 last, i64 left, i64 right, Scratch &rows,
-                    Scratch &sums) {
-  const Convolution c = all.of_group(group);
-  const i64 count = last - first, per_word = c.format == PAIRS ? 2 : 1, all_words = c.words();
+// The sums of output pixels [first, last) of all occlusions and of columns [left, right), then their ending.
+void convolve_block(const Convolution &c, const Ending &e, i64 first, i64 last, i64 left, i64 right, Scratch &rows, Scratch &sums) {
+  const i64 count = last - first, per_word = c.format == PAIRS ? 2 : 1, all_words = divide_up(c.taps(), per_word);
   const i64 pitch = round_up(right - left, LANES);
   float *a = rows.floats(BLOCK * STRIDE), *sum = sums.floats(BLOCK * pitch);
   Range taps = c.taps_of(first, last);
@@ -271,7 +257,7 @@ void convolve_block(const Convolution &all, const Ending &e, i64 group, i64 firs
     const i64 steps = panels * divide_up(count, ROWS);
     i64 step = 0;
     for (i64 column = left; column < right; column += WIDE) {
-      const i64 wide = panel_width(column, c.outputs);
+      const i64 wide = panel_width(column, e.channels);
       const float *panel = c.packed + column * all_words + begin * wide;
       for (i64 row = 0; row < count; row += ROWS) {
         ahead.fetch(++step, steps);
@@ -285,7 +271,7 @@ void convolve_block(const Convolution &all, const Ending &e, i64 group, i64 firs
   for (i64 at = first; at < last;) { // pixels that are neighbours in a row together
     const Pixel p = c.pixel(at);
     const i64 run = c.order == OUTPUT_COLUMNS ? 1 : std::min(c.columns - p.x, last - at);
-    e.finish(p.n, p.y, p.x, p.x + run, c.first_output + left, c.first_output + right, sum + (at - first) * pitch, pitch);
+    e.finish(p.n, p.y, p.x, p.x + run, left, right, sum + (at - first) * pitch, pitch);
     at += run;
   }
 }
@@ -317,22 +303,21 @@ void krypton_convolution(const i64 *a, const double *parameters) {
   const i64 pixels = c.pixels();
   const i64 threads = pixels * c.taps() * e.channels / 16 > SERIAL_BELOW ? omp_get_max_threads() : 1;
   // as many blocks as threads have to do, all of about one size
-  const i64 most = std::clamp<i64>(SUMS / c.outputs / ROWS * ROWS, ROWS, BLOCK);
+  const i64 most = std::clamp<i64>(SUMS / e.channels / ROWS * ROWS, ROWS, BLOCK);
   const i64 blocks = round_up(divide_up(pixels, most), divide_up(pixels, ROWS) >= threads ? threads : 1);
   const i64 block = round_up(divide_up(pixels, blocks), ROWS), count = divide_up(pixels, block);
   // few pixels: threads share the columns instead
-  const i64 shares = count < threads ? std::min(divide_up(c.outputs, WIDE), divide_up(threads, count)) : 1;
-  const i64 share = round_up(divide_up(c.outputs, shares), WIDE);
+  const i64 shares = count < threads ? std::min(divide_up(e.channels, WIDE), divide_up(threads, count)) : 1;
+  const i64 share = round_up(divide_up(e.channels, shares), WIDE);
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Scratch rows, sums;
 #pragma omp for schedule(static, 1) collapse(2)
     for (i64 i = 0; i < count; ++i)
       for (i64 s = 0; s < shares; ++s)
-        for (i64 group = 0; group < c.groups; ++group)
-          if (s * share < c.outputs)
-            convolve_block(c, e, group, i * block, std::min((i + 1) * block, pixels), s * share,
-                           std::min((s + 1) * share, c.outputs), rows, sums);
+        if (s * share < e.channels)
+          convolve_block(c, e, i * block, std::min((i + 1) * block, pixels), s * share, std::min((s + 1) * share, e.channels), rows,
+                         sums);
   }
 }
 

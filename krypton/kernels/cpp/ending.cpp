@@ -29,9 +29,22 @@ template <class F> inline void map_strip(const Strip &s, bool absolute, F f) {
   }
 }
 
-// The bound keeps exp finite: fast division makes NaN of infinity.
-inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(std::fmin(-x, 80.0f))); }
 inline float clamp(float x, float low, float high) { return std::fmin(std::fmax(x, low), high); }
+
+// e^x for |x| <= 80 as 2^n e^r: plain arithmetic, which becomes part of the vectors around it, as a call of a library does not.
+inline float exponential(float x) {
+  const float n = std::nearbyint(x * 1.44269504f), r = x - n * 0.693147181f;
+  float power = 1.0f / 5040.0f;
+  for (const float factor : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f})
+    power = power * r + factor;
+  const std::int32_t exponent = (static_cast<std::int32_t>(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &exponent, 4);
+  return power * scale;
+}
+
+// The bound keeps the power finite: fast division makes NaN of infinity.
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(clamp(-x, -80.0f, 80.0f))); }
 
 // target (+)= scale * source
 void add_row(float *target, const float *source, const float *scale, i64 count, bool first) {
