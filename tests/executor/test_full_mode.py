@@ -60,7 +60,9 @@ def test_gates_with_one_reader_or_more_are_exact(readers: int, disabled: str) ->
     steps = [Step("conv", (0,), {"out": 6, "kernel": 3, "padding": 1}), Step("gate", (1,))]
     steps += [Step("conv", (2,), {"out": 5, "kernel": 1}) for _ in range(readers)]
     steps += [Step("add", (3, 2 + readers)), Step("mean_head", (3 + readers,), {"out": 3})]
-    plan = check_exact(SpecNet((3, 19, 16), steps), *image_and_fill(), GRID, {"disabled_rules": f"full_when_cheaper,{disabled}"})
+    plan = check_exact(
+        SpecNet((3, 19, 16), steps), *image_and_fill(), GRID, {"disabled_rules": f"full_when_cheaper,{disabled}"}
+    )
     assert plan.tensor is not None
     deferred = any(node.kernel == "deferred" for node in plan.tensor.graph if node.op == "gate")
     assert deferred == (readers == 1 and not disabled and native.library() is not None)

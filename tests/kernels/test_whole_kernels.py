@@ -20,7 +20,11 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compile
 
 CPU = torch.device("cpu")
 CHANNELS = st.sampled_from([1, 2, 3, 5, 16, 17, 33])
-FUNCTIONS = [None, *(Function(name) for name in ("relu", "silu", "hardswish", "sigmoid", "gelu")), Function("clamp", (0.0, 6.0))]
+FUNCTIONS = [
+    None,
+    *(Function(name) for name in ("relu", "silu", "hardswish", "sigmoid", "gelu")),
+    Function("clamp", (0.0, 6.0)),
+]
 
 
 def value(draw, batch: int, channels: int, height: int, width: int) -> Tensor:
