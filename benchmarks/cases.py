@@ -78,13 +78,19 @@ class Subject:
 
 
 def build(case: Case) -> nn.Module:
-    """A torchvision model with random weights and sane activations: batch norms are calibrated on the photo."""
+    """A model of torchvision (`timm:name` for timm's) with random weights and sane activations: batch norms are calibrated on
+    the photo."""
     import torchvision
 
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = torchvision.models.get_model(case.name, weights=None)
+        if case.name.startswith("timm:"):
+            import timm
+
+            model: nn.Module = timm.create_model(case.name.removeprefix("timm:"))
+        else:
+            model = torchvision.models.get_model(case.name, weights=None)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     if norms:
         for norm in norms:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import PlanError
+from krypton.executor.head_kernels import build_head_kernels
 from krypton.executor.occluder import Occluder
 from krypton.executor.tile import RunningTile
 from krypton.ir.delta import Delta
@@ -63,6 +64,7 @@ class Program:
         self._last = last_uses(self._trunk)
         self.fused: set[int] = set()
         self.kernels, self.combines = self._build_kernels()
+        self._head_kernels = build_head_kernels(plan.graph, weights)
 
     def weight(self, reference: Reference) -> Tensor:
         """A weight on the device; kept, since every batch asks again."""
@@ -185,7 +187,8 @@ class Program:
         """Logits (B, K) from whole values."""
         started = time.perf_counter()
         if self.graph.output not in values:
-            values = run_nodes(self._head, dict(values), self._whole(batch), {self.graph.output}, check=self._check)
+            whole = WholeBatch(batch, self.device, self.weight, self._head_kernels)
+            values = run_nodes(self._head, dict(values), whole, {self.graph.output}, check=self._check)
         if self._actual is not None:
             share = (time.perf_counter() - started) * 1e3 / max(len(self._head), 1)
             for node in self._head:

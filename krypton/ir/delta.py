@@ -109,3 +109,11 @@ class Deferred:
     @property
     def field(self) -> Box:
         return self.source.field
+
+
+@dataclass(slots=True)
+class Gated:
+    """A whole map times a gate (B, C), to be multiplied by its only reader as it reads."""
+
+    source: Delta
+    gate: Tensor

@@ -2,7 +2,7 @@
 
 combine: `run(target, field, terms, base)` writes f(base + Σ scale·Δ) − f(base) on `field` and zero elsewhere in `target`;
 `terms` are (Delta, scale (C,) or None), the first may be `target` itself; `base` is the view (1, C, h, w) on the field, None
-without a function.
+without a function; shifts (C,) in its place make it f(shifts + Σ scale·x), for whole maps.
 max_pool: `run(target, source, view, result)`; avg_pool: `run(target, source)`; both write zero outside the target's field.
 Views are whole maps (1, C, H, W).
 """
@@ -134,4 +134,4 @@ for _operator, _native, _reference in (
     ("avg_pool", _build_avg_pool_native, _build_avg_pool_reference),
 ):
     register_kernel(Kernel("reference", _operator, lambda node, device: True, _reference))
-    register_kernel(Kernel("native", _operator, native.can_end, _native, priority=10))
+    register_kernel(Kernel("native", _operator, native.can_end, _native, priority=10, fused=_operator == "combine"))

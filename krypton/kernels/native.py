@@ -1,7 +1,7 @@
 """The C++ kernels of cpp/, compiled once by the system's compiler and kept in the user's cache; without a compiler, None.
 
 The library is known by the hash of its sources, compiler and processor flags. Calls pass one array of integers; those that
-describe the ending of a delta rule (cpp/common.h) are made here.
+describe how a delta rule or an operator on whole maps ends (cpp/common.h) are made here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NATIVE_FUNCTIONS = {
     "leaky_relu": 10,
 }
 MOST_TERMS = 8
-ENDING_INTEGERS = 18 + 9 * MOST_TERMS
+ENDING_INTEGERS = 19 + 9 * MOST_TERMS
 
 _SOURCES = sorted(Path(__file__).with_name("cpp").glob("*.cpp"))
 _HEADERS = sorted(Path(__file__).with_name("cpp").glob("*.h"))
@@ -175,26 +175,32 @@ def parameters_of(function: Function | None) -> tuple[float, float]:
 
 
 class Ending:
-    """How a node's delta rule ends: f(base + own·sum + Σ scale·Δ) − f(base) on its field, zero elsewhere in the target."""
+    """How a node ends. Its delta rule: f(base + own·sum + Σ scale·Δ) − f(base) on its field, zero elsewhere in the target.
+    On whole maps, absolute: f(shifts + own·sum + Σ scale·x)."""
 
     def __init__(self, function: Function | None) -> None:
         self._number = number_of(function)
         self.parameters = doubles(*parameters_of(function), 0.0, 0.0)
 
     def describe(self, target: Delta, field: Box, own: Tensor | None, terms: Terms, base: Tensor | None) -> list[int]:
-        """The integers of cpp/common.h's Ending. `base` is the view (1, C, h, w) on the field, None without a function."""
+        """The integers of cpp/common.h's Ending. `base` is the view (1, C, h, w) on the field, None for
+        deltas without a function; shifts (C,) of the channels make the ending absolute."""
         data, top, left = target.data, target.top, target.left
         batch, channels, height, width = data.shape
         rows, columns = field
         fitting(target.rows.contains(rows) and target.columns.contains(columns) and len(terms) <= MOST_TERMS)
-        fitting((base is None) == (self._number == 0))
+        absolute = base is not None and base.dim() == 1
+        fitting(absolute or (base is None) == (self._number == 0))
+        if base is not None and absolute:
+            fitting(per_channel(base, channels))
+            base = base.view(1, channels, 1, 1).expand(1, -1, rows.size, columns.size)
         fitting(base is None or base.shape == (1, channels, rows.size, columns.size))
         fitting(per_channel(own, channels))
         integers = [
             data.data_ptr(), batch, height, width, channels, *strides(data),
             rows.start - top, rows.stop - top, columns.start - left, columns.stop - left,
             *((base.data_ptr(), *strides(base)[1:]) if base is not None else (0, 0, 0)), self._number, len(terms),
-            0 if own is None else own.data_ptr(),
+            0 if own is None else own.data_ptr(), int(absolute),
         ]  # fmt: skip
         for delta, scale in terms:
             (r0, r1), (c0, c1) = delta.rows, delta.columns

@@ -1,11 +1,10 @@
 """Compiled convolutions of deltas, zero-extension and ending included: `run(target, field, source, own, terms, base)`.
 
 `source` is the delta that is convolved, on whatever window it is stored; `own` (C,) or None scales the result before the
-further `terms` are added (see native.Ending). direct: rows gathered into the cache, then one matrix product (any
-kernel, stride and
-dilation; its source may be `Deferred`). winograd_2 and winograd_4: two or four outputs along each axis at a time, F(2×2, 3×3),
-F(4×4, 3×3), F(4×4, 5×5) and along one axis F(4, 3) and F(4, 7), of Lavin and Gray (2015). depthwise: one channel each.
-bfloat16: as direct, its factors rounded to bfloat16, sums in single precision.
+further `terms` are added (see native.Ending). direct: rows gathered into the cache, then one matrix product (any kernel,
+stride and dilation; its source may be `Deferred` or `Gated`). winograd_2 and winograd_4: two or four outputs along each axis
+at a time, F(2×2, 3×3), F(4×4, 3×3), F(4×4, 5×5) and along one axis F(4, 3) and F(4, 7), of Lavin and Gray (2015). depthwise:
+one channel each. bfloat16: as direct, its factors rounded to bfloat16, sums in single precision.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from krypton.ir.delta import Box, Deferred, Delta
+from krypton.ir.delta import Box, Deferred, Delta, Gated
 from krypton.ir.graph import Node
 from krypton.ir.weights import Reference
 from krypton.kernels import native
@@ -30,6 +29,7 @@ Describe = Callable[[Delta, Box], list[int]]
 
 _ALIGNED = 64  # bytes of a cache line
 _LANES = 16  # of the widest vectors
+_GATE = -1  # in place of a function's number
 _MOST_PARTS = 128  # of a concat; see cpp/convolution.cpp
 
 
@@ -97,12 +97,17 @@ def _weights_of(node: Node, weight: Weight) -> Tensor:
 def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner:
     ending, channels = native.Ending(node.function), node.attrs["in_channels"]
 
-    def run(target: Delta, field: Box, source: Delta | Deferred, own: Tensor | None, terms: Terms, base: Tensor | None) -> None:
+    def run(
+        target: Delta, field: Box, source: Delta | Deferred | Gated, own: Tensor | None, terms: Terms, base: Tensor | None
+    ) -> None:
         parameters, beginning = ending.parameters, [0, 0, 0, 0, 0]
         if isinstance(source, Deferred):
             fitting(call is native.loaded().krypton_convolution and source.base.shape[1] == channels)
             beginning, parameters = _beginning(source, ending)
             source = source.source
+        elif isinstance(source, Gated):
+            fitting(call is native.loaded().krypton_convolution)
+            beginning, source = _gate(source), source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
         integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
         call(native.integers(integers + beginning + _parts(source)), parameters)
@@ -114,6 +119,13 @@ def _parts(source: Delta) -> list[int]:
     """Their number; then for each the first channel and the rows outside of which it is zero."""
     parts = [(0, source.field)] if len(source.parts) > _MOST_PARTS else source.parts
     return [len(parts), *(number for first, box in parts for number in (first, *box.rows))]
+
+
+def _gate(source: Gated) -> list[int]:
+    gate = source.gate
+    fitting(gate.shape == source.source.data.shape[:2] and gate.dtype == torch.float32)
+    fitting(gate.stride(1) == 1 or gate.shape[1] == 1)
+    return [_GATE, gate.data_ptr(), gate.stride(0), 0, 0]
 
 
 def _beginning(source: Deferred, ending: native.Ending) -> tuple[list[int], ctypes.Array[ctypes.c_double]]:

@@ -66,7 +66,7 @@ def measure(node: Node, side: Interval | int, device: torch.device) -> list[Kern
     found = []
     for name, times in spent.items():
         work = (find("conv", name).work or operator_of(node).multiply_adds)(node, size, size) * BATCH
-        found.append(KernelRate(name, shape, work / sorted(times)[len(times) // 2]))
+        found.append(KernelRate(name, shape, float(round(work / sorted(times)[len(times) // 2]))))
     return found
 
 

@@ -13,6 +13,7 @@ from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import Cost
 from krypton.kernels import DEFERRED, Kernel, able, find
+from krypton.kernels.whole import able_whole
 from krypton.operators.base import operator_of
 from krypton.planner.fields import Fields
 from krypton.planner.profile import DeviceProfile, Shape
@@ -34,12 +35,14 @@ def kernel_costs(
     node: Node, box: Box, batch: int, profile: DeviceProfile, device: torch.device = CPU, *, exact: bool = True
 ) -> list[KernelCost]:
     """Every kernel that can run a node's own arithmetic, the cheapest first; the one that is set, if one is."""
-    if node.kernel and node.kernel != DEFERRED:
-        kernels = [find(node.op, node.kernel.split("+")[0])] if node.op == "conv" else []
+    if node.op != "conv":
+        return []
+    if node.kernel:
+        kernels = [find("conv", node.kernel.split("+")[0])]
+    elif node.mode == "full":
+        kernels = able_whole(node, device)
     else:
-        kernels = able(node.op, node, device, exact=exact) if node.op == "conv" else []
-    if node.mode == "full":
-        kernels = []  # whole values run as PyTorch runs them
+        kernels = able("conv", node, device, exact=exact)
     known = [kernel for kernel in kernels if profile.measured(kernel.name)]
     # nobody measured the others: one that claims to be better than all known ones is believed to be a little
     best = max((kernel.priority for kernel in known), default=0)

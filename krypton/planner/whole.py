@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.weights import Reference, WeightStore
+from krypton.kernels.whole import WholeRunner
 from krypton.operators.base import ViewKey, operator_of
 from krypton.operators.combine import apply_epilogue
 
@@ -21,10 +23,15 @@ class WholeBatch:
     batch: int
     device: torch.device
     weight: Callable[[Reference], Tensor]
+    kernels: Mapping[int, WholeRunner] = field(default_factory=dict)
+    """Nodes that are not run by PyTorch; only their results are there, not what a function was applied to."""
 
 
 def run_node(node: Node, inputs: list[Tensor], batch: WholeBatch) -> tuple[Tensor, Tensor]:
     """What the node's epilogue function is applied to, and the result (the same, without a function)."""
+    if (kernel := batch.kernels.get(node.id)) is not None:
+        result: Any = kernel(inputs)  # a deferred gate for its only reader, else a tensor
+        return result, result
     operator = operator_of(node)
     own = operator.full(node, inputs[: operator.arity], batch) if node.op != "combine" else None
     if node.epilogue is None:

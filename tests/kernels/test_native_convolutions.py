@@ -38,6 +38,8 @@ def expected(node: Node, weight: Tensor, source: Delta, field: Box, own: Tensor 
         y = y * own.double()[:, None, None]
     for delta, scale in terms:
         y = y + delta.window(*field).double() * (1.0 if scale is None else scale.double()[:, None, None])
+    if base is not None and base.dim() == 1:
+        return evaluate(node.function, y + base.double()[:, None, None])
     if base is not None:
         y = evaluate(node.function, base.double() + y) - evaluate(node.function, base.double())
     return y
@@ -70,7 +72,9 @@ def compare(
     terms = [(filled(draw, batch, out, field), noise(draw, out) if draw(st.booleans()) else None)] * draw(st.integers(0, 2))
     function = draw(st.sampled_from([None, Function("relu"), Function("silu")]))
     base = None
-    if function:
+    if draw(st.booleans()):  # an absolute ending
+        base = noise(draw, out)
+    elif function:
         base = noise(draw, 1, out, *sizes).contiguous(memory_format=torch.channels_last)
         base = base[:, :, slice(*field.rows), slice(*field.columns)]
     epilogue = Epilogue((Term(-1), *(Term(1 + i) for i in range(len(terms)))), function)

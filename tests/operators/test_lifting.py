@@ -79,6 +79,8 @@ LIFTED: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
         ["channel_shuffle"],
     ),
     "layer norm over channels": (lambda s, x: s.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ["channel_norm"]),
+    "gate": (lambda s, x: x * x.mean((2, 3), keepdim=True), ["mean", "gate"]),
+    "gate on the left": (lambda s, x: x.mean((2, 3), keepdim=True) * x, ["mean", "gate"]),
     "linear over channels": (lambda s, x: s.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), ["conv"]),
     "local response norm": (lambda s, x: F.local_response_norm(x, 3), ["local_response_norm"]),
     "learned position": (lambda s, x: x + torch.ones(4, 9, 8), ["constant", "combine"]),
@@ -88,7 +90,6 @@ LIFTED: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
 
 OPAQUE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "transposed conv": (lambda s, x: F.conv_transpose2d(x, torch.ones(4, 2, 2, 2)), "aten.conv_transpose2d.input"),
-    "gate": (lambda s, x: x * x.mean((2, 3), keepdim=True), "aten.mul.Tensor"),
     "sum that broadcasts": (lambda s, x: x + x.mean((2, 3), keepdim=True), "aten.add.Tensor"),
     "softmax over space": (lambda s, x: x.softmax(2), "aten.softmax.int"),
     "group norm": (lambda s, x: F.group_norm(x, 2), "aten.group_norm.default"),

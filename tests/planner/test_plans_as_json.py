@@ -188,6 +188,7 @@ HOSTILE = [
 def test_a_plan_can_call_nothing_but_operators_of_pytorch(target: str, tmp_path: Path) -> None:
     plan = planned("gated")
     data = json.loads(plan_to_json(plan))
+    _first(data, "gate").update(op="opaque", kernel="")
     _first(data, "opaque")["attrs"] = {"target": target, "args": [str(tmp_path / "made"), True, 16], "kwargs": {}}
     with pytest.raises(PlanError, match="calls"):
         run_plan(plan_from_json(json.dumps(data)), captured_model("gated"), *image_and_fill())
@@ -198,7 +199,8 @@ def test_a_plan_can_call_nothing_but_operators_of_pytorch(target: str, tmp_path:
 def test_a_plan_can_name_nothing_but_types_of_pytorch(argument: dict[str, object]) -> None:
     plan = planned("gated")
     data = json.loads(plan_to_json(plan))
-    _first(data, "opaque")["attrs"]["args"][1] = argument
+    _first(data, "gate").update(op="opaque", kernel="")
+    _first(data, "opaque")["attrs"] = {"target": "aten.mul.Tensor", "args": [{"input": 0}, argument], "kwargs": {}}
     with pytest.raises(PlanError, match="names"):
         run_plan(plan_from_json(json.dumps(data)), captured_model("gated"), *image_and_fill())
 

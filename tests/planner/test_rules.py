@@ -29,14 +29,13 @@ SHOWN = {
     "drop_identity": "plain",
     "fold_padding": "plain",
     "fold_batch_norm": "residual",
-    "pool_first": "dense",
     "fuse_activation": "residual",
     "incremental": "dense",
     "pool_first": "dense",
     "defer_activation": "dense",
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
-    "defer_activation": "dense",
+    "defer_gate": "gated",
 }
 
 
@@ -140,7 +139,7 @@ def test_nodes_name_the_rules_that_made_them_what_they_are() -> None:
 def test_plans_with_opaque_operators_say_where_increments_end() -> None:
     settings = settings_of({"disabled_rules": "full_when_cheaper"})
     plan = optimizer.plan_query(captured_model("gated"), GRID, settings=settings)
-    assert any("increments end" in note and "mul" in note for note in plan.notes)
+    assert any("increments end" in note and "gate" in note for note in plan.notes)
     without = optimizer.plan_query(
         captured_model("gated"), GRID, settings=settings_of({"disabled_rules": "project_when_opaque,full_when_cheaper"})
     )

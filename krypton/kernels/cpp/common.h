@@ -1,4 +1,4 @@
-// What all kernels share: how tensors and extents are described, and the ending of a delta rule.
+// What all kernels share: how tensors and extents are described, and how a delta rule, or an operator on whole maps, ends.
 //
 // All tensors are float32 with channels innermost: a pointer and strides in elements for batch, row and pixel. An *extent*
 // [top, bottom) x [left, right) says where a tensor is defined; outside of it a delta is zero. Every function takes one array
@@ -68,10 +68,22 @@ struct Term : Source {
   const float *scale; // per channel, or null
 };
 
-constexpr i64 MOST_TERMS = 8, TERM_INTEGERS = 9, ENDING_INTEGERS = 18 + MOST_TERMS * TERM_INTEGERS;
+constexpr i64 MOST_TERMS = 8, TERM_INTEGERS = 9, ENDING_INTEGERS = 19 + MOST_TERMS * TERM_INTEGERS;
+
+// Pixels of one row, so many elements apart, that an elementwise function reads and writes.
+struct Strip {
+  float *out;
+  const float *base, *sum, *scale; // scale: per channel, or null
+  i64 out_pixel, base_pixel, sum_pixel, pixels, channels;
+};
+
+// out = f(base + scale*sum) - f(base), just scale*sum where function is 0; `absolute`: out = f(base + scale*sum), function 0
+// being the identity. `sum` may be `out`.
+void apply(i64 function, bool absolute, double p, double q, Strip strip);
 
 // What is done with the sum that a kernel computed: out = f(base + own*sum + terms) - f(base) on the field, which is given in
-// the coordinates of the output window; zero elsewhere in the window.
+// the coordinates of the output window; zero elsewhere in the window. Values of whole maps end `absolute`, without the
+// subtraction: their base holds the shifts of the channels, and its pixels and rows lie 0 apart.
 struct Ending {
   float *out;
   i64 batch, height, width, channels, out_batch, out_row, out_pixel;
@@ -79,6 +91,7 @@ struct Ending {
   const float *base; // its first element belongs to the field's first pixel
   i64 base_row, base_pixel, function, count;
   const float *own; // per channel, or null
+  bool absolute;
   double p, q;
   Term terms[MOST_TERMS];
 
@@ -91,8 +104,5 @@ struct Ending {
   // sums, `pitch` floats a pixel, and is overwritten.
   void finish(i64 n, i64 y, i64 from, i64 to, i64 first, i64 last, float *sum, i64 pitch) const;
 };
-
-// out = f(base + scale*sum) - f(base), or scale*sum where function is 0; `sum` may be `out`, `scale` null.
-void apply(i64 function, double p, double q, float *out, const float *base, const float *sum, const float *scale, i64 count);
 
 void zero_pixels(float *out, i64 pixel, i64 from, i64 to, i64 channels);

@@ -7,9 +7,11 @@ namespace {
 constexpr i64 BLOCK = 12 * ROWS; // output pixels worked on together at most
 constexpr i64 SUMS = 1 << 17;    // floats of a block's sums at most, half a megabyte: they stay in the second cache
 
-// What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source.
+// What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source; or
+// base*source, of a base with a number per occlusion and channel.
+constexpr i64 GATE = -1;
 struct Beginning {
-  i64 function; // 0: the source as it is
+  i64 function; // 0: the source as it is; GATE: the product, `base_row` being the stride from one occlusion to the next
   const float *base;
   i64 base_row, base_pixel;
   const float *scale;
@@ -133,7 +135,7 @@ struct Convolution {
       if (iy < s.top || iy >= s.bottom)
         put_row(format, words, at - from, nullptr, last - first);
       else
-        gather_line(first_tap + ky * dilation_y * s.row, iy, ix, first, last, words, at - from);
+        gather_line(first_tap + ky * dilation_y * s.row, p.n, iy, ix, first, last, words, at - from);
       at += last - first;
     }
     if (format == PAIRS && (to - from) % 2)
@@ -167,7 +169,7 @@ private:
   }
 
   // Elements [first, last) of one kernel row; `row` points to where its first column would be.
-  void gather_line(const float *row, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
+  void gather_line(const float *row, i64 n, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
     const Source &s = source;
     if (dilation_x == 1 && s.pixel == channels && !begin.function) { // neighbouring pixels are neighbours in memory
       const i64 start = std::clamp((s.left - ix) * channels, first, last);
@@ -189,21 +191,19 @@ private:
       else if (!begin.function)
         put_row(format, words, at + element - first, pixel, stop - element);
       else
-        begin_row(pixel, iy, x, channel, words, at + element - first, stop - element);
+        begin_row(pixel, n, iy, x, channel, words, at + element - first, stop - element);
       element = stop;
     }
   }
 
-  void begin_row(const float *pixel, i64 iy, i64 x, i64 channel, float *words, i64 at, i64 count) const {
-    const float *base = begin.base + iy * begin.base_row + x * begin.base_pixel + channel;
-    const float *scale = begin.scale ? begin.scale + channel : nullptr;
-    if (format == FLOAT) {
-      apply(begin.function, begin.p, begin.q, words + at, base, pixel, scale, count);
-      return;
-    }
-    float made[2 * DEPTH];
-    apply(begin.function, begin.p, begin.q, made, base, pixel, scale, count);
-    put_row(format, words, at, made, count);
+  void begin_row(const float *pixel, i64 n, i64 iy, i64 x, i64 channel, float *words, i64 at, i64 count) const {
+    const bool gated = begin.function == GATE;
+    const float *base = begin.base + (gated ? n : iy) * begin.base_row + x * begin.base_pixel + channel;
+    const float *scale = gated ? base : begin.scale ? begin.scale + channel : nullptr;
+    float made[2 * DEPTH], *out = format == FLOAT ? words + at : made;
+    apply(gated ? 0 : begin.function, false, begin.p, begin.q, {out, base, pixel, scale, count, count, count, 1, count});
+    if (format != FLOAT)
+      put_row(format, words, at, made, count);
   }
 };
 

@@ -1,4 +1,4 @@
-// The ending of a delta rule: scales, sums and elementwise functions; and `krypton_combine`, which is nothing else.
+// How delta rules and operators on whole maps end: scales, sums and elementwise functions; and `krypton_combine`, which is nothing else.
 
 #include "common.h"
 
@@ -6,21 +6,45 @@
 
 namespace {
 
-template <class F> inline void map_row(float *out, const float *base, const float *sum, const float *scale, i64 count, F f) {
+template <bool ABSOLUTE, class F> inline void map_row(float *out, const float *base, const float *sum, const float *scale, i64 count, F f) {
   if (scale) {
 #pragma omp simd
     for (i64 c = 0; c < count; ++c)
-      out[c] = f(base[c] + scale[c] * sum[c]) - f(base[c]);
+      out[c] = ABSOLUTE ? f(base[c] + scale[c] * sum[c]) : f(base[c] + scale[c] * sum[c]) - f(base[c]);
   } else {
 #pragma omp simd
     for (i64 c = 0; c < count; ++c)
-      out[c] = f(base[c] + sum[c]) - f(base[c]);
+      out[c] = ABSOLUTE ? f(base[c] + sum[c]) : f(base[c] + sum[c]) - f(base[c]);
   }
 }
 
-// The bound keeps exp finite: fast division makes NaN of infinity.
-inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(std::fmin(-x, 80.0f))); }
+template <class F> inline void map_strip(const Strip &s, bool absolute, F f) {
+  for (i64 x = 0; x < s.pixels; ++x) {
+    float *out = s.out + x * s.out_pixel;
+    const float *base = s.base + x * s.base_pixel, *sum = s.sum + x * s.sum_pixel;
+    if (absolute)
+      map_row<true>(out, base, sum, s.scale, s.channels, f);
+    else
+      map_row<false>(out, base, sum, s.scale, s.channels, f);
+  }
+}
+
 inline float clamp(float x, float low, float high) { return std::fmin(std::fmax(x, low), high); }
+
+// e^x for |x| <= 80 as 2^n e^r: plain arithmetic, which becomes part of the vectors around it, as a call of a library does not.
+inline float exponential(float x) {
+  const float n = std::nearbyint(x * 1.44269504f), r = x - n * 0.693147181f;
+  float power = 1.0f / 5040.0f;
+  for (const float factor : {1.0f / 720.0f, 1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f})
+    power = power * r + factor;
+  const std::int32_t exponent = (static_cast<std::int32_t>(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &exponent, 4);
+  return power * scale;
+}
+
+// The bound keeps the power finite: fast division makes NaN of infinity.
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(clamp(-x, -80.0f, 80.0f))); }
 
 // target (+)= scale * source
 void add_row(float *target, const float *source, const float *scale, i64 count, bool first) {
@@ -55,33 +79,41 @@ void add_term(float *target, i64 pitch, const Term &term, const float *source, i
 } // namespace
 
 // Function numbers are those of NATIVE_FUNCTIONS in native.py.
-void apply(i64 function, double p64, double q64, float *out, const float *base, const float *sum, const float *scale, i64 count) {
+void apply(i64 function, bool absolute, double p64, double q64, Strip s) {
   const float p = static_cast<float>(p64), q = static_cast<float>(q64);
+  if (!s.scale && s.out_pixel == s.channels && s.sum_pixel == s.channels && (s.base_pixel == s.channels || !(function || absolute))) {
+    s.channels *= s.pixels; // contiguous pixels: one long loop
+    s.pixels = 1;
+  }
   switch (function) {
   case 0:
-    return add_row(out, sum, scale, count, true);
+    if (absolute)
+      return map_strip(s, true, [](float x) { return x; });
+    for (i64 x = 0; x < s.pixels; ++x)
+      add_row(s.out + x * s.out_pixel, s.sum + x * s.sum_pixel, s.scale, s.channels, true);
+    return;
   case 1:
-    return map_row(out, base, sum, scale, count, [](float x) { return x > 0.0f ? x : 0.0f; });
+    return map_strip(s, absolute, [](float x) { return x > 0.0f ? x : 0.0f; });
   case 2:
-    return map_row(out, base, sum, scale, count, [p, q](float x) { return clamp(x, p, q); });
+    return map_strip(s, absolute, [p, q](float x) { return clamp(x, p, q); });
   case 3:
-    return map_row(out, base, sum, scale, count, [](float x) { return x * sigmoid(x); });
+    return map_strip(s, absolute, [](float x) { return x * sigmoid(x); });
   case 4:
-    return map_row(out, base, sum, scale, count, [](float x) { return x * clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
+    return map_strip(s, absolute, [](float x) { return x * clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
   case 5:
-    return map_row(out, base, sum, scale, count, [](float x) { return clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
+    return map_strip(s, absolute, [](float x) { return clamp(x + 3.0f, 0.0f, 6.0f) * (1.0f / 6.0f); });
   case 6:
-    return map_row(out, base, sum, scale, count, [](float x) { return sigmoid(x); });
+    return map_strip(s, absolute, [](float x) { return sigmoid(x); });
   case 7:
-    return map_row(out, base, sum, scale, count, [](float x) { return std::tanh(x); });
+    return map_strip(s, absolute, [](float x) { return std::tanh(x); });
   case 8:
-    return map_row(out, base, sum, scale, count, [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)); });
+    return map_strip(s, absolute, [](float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)); });
   case 9:
-    return map_row(out, base, sum, scale, count, [](float x) {
+    return map_strip(s, absolute, [](float x) {
       return 0.5f * x * (1.0f + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
     });
   case 10:
-    return map_row(out, base, sum, scale, count, [p](float x) { return x > 0.0f ? x : p * x; });
+    return map_strip(s, absolute, [p](float x) { return x > 0.0f ? x : p * x; });
   default:
     return;
   }
@@ -101,9 +133,10 @@ void zero_pixels(float *out, i64 pixel, i64 from, i64 to, i64 channels) {
 Ending::Ending(const i64 *a, double p, double q)
     : out(reinterpret_cast<float *>(a[0])), batch(a[1]), height(a[2]), width(a[3]), channels(a[4]), out_batch(a[5]),
       out_row(a[6]), out_pixel(a[7]), field{a[8], a[9], a[10], a[11]}, base(reinterpret_cast<const float *>(a[12])),
-      base_row(a[13]), base_pixel(a[14]), function(a[15]), count(a[16]), own(reinterpret_cast<const float *>(a[17])), p(p), q(q) {
+      base_row(a[13]), base_pixel(a[14]), function(a[15]), count(a[16]), own(reinterpret_cast<const float *>(a[17])),
+      absolute(a[18] != 0), p(p), q(q) {
   for (i64 t = 0; t < count; ++t) {
-    const i64 *b = a + 18 + TERM_INTEGERS * t;
+    const i64 *b = a + 19 + TERM_INTEGERS * t;
     static_cast<Source &>(terms[t]) = {reinterpret_cast<const float *>(b[0]), b[1], b[2], b[3], b[4], b[5], b[6], b[7]};
     terms[t].scale = reinterpret_cast<const float *>(b[8]);
   }
@@ -147,17 +180,12 @@ void Ending::finish(i64 n, i64 y, i64 from, i64 to, i64 first, i64 last, float *
   }
   float *target = out + n * out_batch + wy * out_row + (from + field[2]) * out_pixel + first;
   const float *b = base + y * base_row + from * base_pixel + first;
-  if (!scale && out_pixel == wide && pitch == wide && (!function || base_pixel == wide)) {
-    apply(function, p, q, target, b, sum, nullptr, (to - from) * wide);
-    return;
-  }
-  for (i64 x = 0; x < to - from; ++x)
-    apply(function, p, q, target + x * out_pixel, b + x * base_pixel, sum + x * pitch, scale, wide);
+  apply(function, absolute, p, q, {target, b, sum, scale, out_pixel, base_pixel, pitch, to - from, wide});
 }
 
 extern "C" {
 
-// Delta of `f(sum of terms)`. The first term may be `out` itself.
+// `f(sum of terms)`, or its delta. The first term may be `out` itself.
 void krypton_combine(const i64 *a, const double *parameters) {
   const double p = parameters[0], q = parameters[1];
   const Ending e(a, p, q);
@@ -174,15 +202,11 @@ void krypton_combine(const i64 *a, const double *parameters) {
     zero_pixels(row, e.out_pixel, right, e.width, channels);
     const float *base = e.base + (y - top) * e.base_row;
     const Term &only = e.terms[0];
-    if (e.function && e.count == 1 && y >= only.top && y < only.bottom && only.left <= left && right <= only.right) {
+    if ((e.function || e.absolute) && e.count == 1 && y >= only.top && y < only.bottom && only.left <= left && right <= only.right) {
       // one summand is the common case: everything in one pass
       const float *source = only.data + n * only.batch + (y - only.top) * only.row + (left - only.left) * only.pixel;
-      if (!only.scale && e.out_pixel == channels && e.base_pixel == channels && only.pixel == channels)
-        apply(e.function, p, q, row + left * channels, base, source, nullptr, (right - left) * channels);
-      else
-        for (i64 x = 0; x < right - left; ++x)
-          apply(e.function, p, q, row + (left + x) * e.out_pixel, base + x * e.base_pixel, source + x * only.pixel, only.scale,
-                channels);
+      apply(e.function, e.absolute, p, q,
+            {row + left * e.out_pixel, base, source, only.scale, e.out_pixel, e.base_pixel, only.pixel, right - left, channels});
       continue;
     }
     bool first = true;
@@ -201,13 +225,9 @@ void krypton_combine(const i64 *a, const double *parameters) {
     }
     if (first)
       zero_pixels(row, e.out_pixel, left, right, channels);
-    if (!e.function)
-      continue;
-    if (e.out_pixel == channels && e.base_pixel == channels)
-      apply(e.function, p, q, row + left * channels, base, row + left * channels, nullptr, (right - left) * channels);
-    else
-      for (i64 x = left; x < right; ++x)
-        apply(e.function, p, q, row + x * e.out_pixel, base + (x - left) * e.base_pixel, row + x * e.out_pixel, nullptr, channels);
+    float *sums = row + left * e.out_pixel;
+    if (e.function || e.absolute)
+      apply(e.function, e.absolute, p, q, {sums, base, sums, nullptr, e.out_pixel, e.base_pixel, e.out_pixel, right - left, channels});
   }
 }
 

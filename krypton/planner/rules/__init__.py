@@ -6,6 +6,7 @@ from krypton.planner.rules.choose_batch import choose_batch
 from krypton.planner.rules.choose_kernel import choose_kernel
 from krypton.planner.rules.choose_precision import choose_precision
 from krypton.planner.rules.defer_activation import defer_activation
+from krypton.planner.rules.defer_gate import defer_gate
 from krypton.planner.rules.drop_identity import drop_identity
 from krypton.planner.rules.fold_batch_norm import fold_batch_norm
 from krypton.planner.rules.fold_padding import fold_padding
@@ -43,6 +44,7 @@ RULES: list[Rule] = [
     Rule("choose_precision", choose_precision, "convolutions in bfloat16 as far as the tolerance allows", exact=False),
     # only some kernels can begin with a function
     Rule("defer_activation", defer_activation, "activations before 1×1 convolutions are computed as those read them"),
+    Rule("defer_gate", defer_gate, "gates before 1×1 convolutions are multiplied as those read their input"),
 ]
 
 

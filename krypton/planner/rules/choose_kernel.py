@@ -13,7 +13,8 @@ from krypton.ir.delta import Box
 from krypton.ir.graph import Node
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import KERNELS, able, choose, find
-from krypton.planner.cost import kernel_costs
+from krypton.kernels.whole import able_whole
+from krypton.planner.cost import kernel_costs, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
 from krypton.planner.tiles import sample
@@ -28,8 +29,10 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
     alternatives: dict[int, tuple[tuple[str, float], ...]] = {}
 
     def chosen(node: Node) -> Node:
+        if node.mode == "full":
+            return replace(node, kernel=_whole(node, tensor.head_batch, wanted, context))
         if node.mode not in ("delta", "project"):
-            return node  # whole values run as PyTorch runs them
+            return node
         boxes = Counter((fields.box(node, tile.rows, tile.columns), len(tile.indices)) for tile in tiles)
         ranked = rank(node, boxes, context, exact=not context.settings["tolerance"])
         if len(ranked) > 1:
@@ -51,6 +54,16 @@ def rank(node: Node, boxes: Counter[tuple[Box, int]], context: Context, *, exact
         for cost in kernel_costs(node, box, batch, context.profile, context.device, exact=exact):
             totals[cost.kernel] += cost.milliseconds * count / boxes.total()
     return sorted(totals.items(), key=lambda item: item[1])
+
+
+def _whole(node: Node, batch: int, wanted: tuple[str, ...], context: Context) -> str:
+    """The kernel of a node on whole values, "" where PyTorch is to run it."""
+    names = [kernel.name for kernel in able_whole(node, context.device)]
+    if "reference" in wanted or not names:
+        return ""
+    ranked = rank(node, Counter({(whole_box(node), batch): 1}), context, exact=True)
+    best = [name for name in (*wanted, *(name for name, _ in ranked)) if name in names]
+    return (best or names)[0]
 
 
 def _wanted(context: Context) -> tuple[str, ...]:

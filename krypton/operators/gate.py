@@ -1,0 +1,35 @@
+"""The product of a map with one number per channel that depends on the image: the gate of a squeeze-and-excitation block.
+
+A gate looks at the whole map, so that every occlusion changes every pixel behind it: there is no delta rule. Where the only
+reader is a 1×1 convolution, that multiplies as it reads (see planner/rules/defer_gate.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from krypton.ir.graph import Node
+from krypton.operators.base import Builder, Call, Input, Operator, Whole, register
+
+
+@register
+class Gate(Operator):
+    """Inputs: the map (C, H, W) and the gate (C, 1, 1)."""
+
+    name = "gate"
+    targets = ("aten.mul.Tensor",)
+
+    def lift(self, call: Call, build: Builder) -> int | None:
+        sides = call["self"], call["other"]
+        if call.nhwc or not all(isinstance(side, Input) for side in sides):
+            return None
+        shapes = [build.node(side).shape for side in sides]
+        for (source, gate), (shape, gated) in zip((sides, sides[::-1]), (shapes, shapes[::-1]), strict=True):
+            if len(shape) == 3 and shape == call.shape and gated == (shape[0], 1, 1) != shape:
+                return build.add("gate", (source, gate), call.shape)
+        return None
+
+    def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:
+        return inputs[0] * inputs[1]
