@@ -111,9 +111,10 @@ def execute(
             return Execution(base.cpu(), _scoped(batches, settings), {}, started)
         if weights is None:
             raise ExecutionError("an exact plan needs the weights of its model")
+        held = weights.on(device)
         assert plan.tensor is not None
         actual: dict[int, float] = {}
-        program = Program(plan.tensor, weights, device, actual if timed else None, cancelled, settings["debug"])
+        program = Program(plan.tensor, held, device, actual if timed else None, cancelled, settings["debug"])
         every = plan.tensor.tiling.tiles(plan.occlusions)
         chosen = every if tiles is None else tiles
         tensor, precision = plan.tensor, None
@@ -121,12 +122,12 @@ def execute(
         if tensor.tolerance:
 
             def attempt(candidate: TensorPlan, some: Sequence[OcclusionTile]) -> Tensor:
-                trial = Program(candidate, weights, device, None, cancelled)
+                trial = Program(candidate, held, device, None, cancelled)
                 trial.adopt(program)
                 return torch.cat([batch.logits for batch in _batches(trial, candidate, occluder, some)])
 
             tensor, precision = settle(tensor, every, base, (scores or probability_of_prediction)(base), attempt)
-            final = Program(tensor, weights, device, actual if timed else None, cancelled, settings["debug"])
+            final = Program(tensor, held, device, actual if timed else None, cancelled, settings["debug"])
             final.adopt(program)
             program = final
         batches = _scoped(_batches(program, tensor, occluder, chosen), settings)

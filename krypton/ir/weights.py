@@ -88,8 +88,9 @@ class WeightStore:
         return WeightStore({leaf: self.get(leaf) for leaf in stored})
 
     def on(self, device: torch.device) -> WeightStore:
-        """A store with the same tensors, all on one device, so that any may be derived from any."""
-        return WeightStore({reference: tensor.to(device) for reference, tensor in self._tensors.items()})
+        """A store with the same tensors, all on one device, so that any may be derived from any; this one if they are there."""
+        moved = {reference: tensor.to(device) for reference, tensor in self._tensors.items()}
+        return self if all(moved[name] is tensor for name, tensor in self._tensors.items()) else WeightStore(moved)
 
     def __len__(self) -> int:
         return len(self._tensors)

@@ -20,7 +20,8 @@ from krypton.executor.program import Program
 from krypton.ir.delta import Box, Delta
 from krypton.ir.geometry import Interval
 from krypton.ir.occlusions import Grid, Masks, Tiling
-from krypton.ir.plan import QueryPlan
+from krypton.ir.plan import QueryPlan, TensorPlan
+from krypton.ir.weights import WeightStore, leaves
 from krypton.operators.conv import Conv
 from krypton.planner.optimizer import plan_query
 
@@ -68,6 +69,23 @@ def test_base_logits_are_there_at_once() -> None:
     image, fill = image_and_fill()
     oracle = Oracle(model("residual"), image, fill, GRID)
     torch.testing.assert_close(started(planned()).base_logits.double(), oracle.base, rtol=1e-4, atol=1e-5)
+
+
+def test_kernels_are_made_of_weights_where_the_plan_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may live elsewhere; compiled kernels take addresses, so they must not get weights of another device."""
+    devices: list[str] = []
+
+    class SeenError(Exception):
+        pass
+
+    def program(tensor: TensorPlan, weights: WeightStore, device: torch.device, *rest: object) -> None:
+        devices.extend(weights.get(leaf).device.type for reference in tensor.graph.references() for leaf in leaves(reference))
+        raise SeenError
+
+    monkeypatch.setattr("krypton.executor.execution.Program", program)
+    with pytest.raises(SeenError):
+        started(replace(planned(), device="meta"))
+    assert set(devices) == {"meta"}
 
 
 def test_a_closed_run_yields_nothing_more() -> None:
