@@ -6,7 +6,6 @@ A new one is one function and one row.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -20,6 +19,7 @@ from benchmarks.machine import Allocator
 from benchmarks.peers import captum, monai
 from benchmarks.tiled import Tiled
 from krypton.planner.optimizer import plan_query
+from krypton.settings import Settings
 
 BATCHES = (8, 16, 32, 64)
 
@@ -104,10 +104,8 @@ def exact(start: Start) -> Running:
 
 
 def tolerant(start: Start) -> Running | None:
-    """A query WITH (tolerance => 0.05); none before the planner has it."""
-    if "tolerance" not in inspect.signature(plan_query).parameters:
-        return None
-    return Tolerant(_krypton(start, tolerance=0.05), start.others.get("exact"))
+    """A query WITH (tolerance => 0.05)."""
+    return Tolerant(_krypton(start, settings=Settings({"tolerance": 0.05})), start.others.get("exact"))
 
 
 class Tolerant:

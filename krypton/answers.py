@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -82,6 +82,7 @@ class Answer:
             "mode": self._plan.kind,
             "device": self._plan.device,
             "plan": heading(self._plan),
+            "precision": None if self.execution.precision is None else asdict(self.execution.precision),
             "fill": self._prepared.fill.description,
             "fill_hash": self._prepared.fill.content_hash,
             "seconds": self.seconds,

@@ -94,7 +94,7 @@ def explain_occlusion(
     )
     statement = f"explain_occlusion({bound_model.name})"
     bound = build_query(bound_model, [image], clauses, connection.settings, rows=False, statement=statement)
-    heatmap = Query(bound, connection.graphs, connection.catalog).run(progress)
+    heatmap = Query(bound, connection.graphs, connection.catalog, connection.profiles).run(progress)
     assert isinstance(heatmap, Heatmap)
     return heatmap
 

@@ -15,13 +15,15 @@ from typing import Any, Literal
 import torch
 
 from krypton.errors import BindError, unknown
+from krypton.executor.precision import Scores
 from krypton.fills import Fill, FillSpec, make_fill
 from krypton.images import ImageSource, LoadedImage, load_image
 from krypton.ir.occlusions import Grid, Masks, Occlusions
 from krypton.masks import MaskSource, load_masks, superpixels
-from krypton.models import Model, device_of
+from krypton.models import Model
+from krypton.planner.trials import device_of
 from krypton.results.classes import find_class
-from krypton.results.scores import SCORE_KINDS, ScoreKind
+from krypton.results.scores import SCORE_KINDS, ScoreKind, score
 from krypton.settings import Settings
 from krypton.sql.ast import ClassAll, ClassIndex, ClassPredicted, ClassTop, IntoFile, IntoTable, Superpixels
 from krypton.sql.places import clause
@@ -91,6 +93,11 @@ class BoundQuery:
                 return [int(index) for index in base_logits.topk(min(count, len(base_logits))).indices]
             case ClassAll():
                 return list(range(len(base_logits)))
+
+    def scores(self, base_logits: torch.Tensor) -> Scores:
+        """The function from logits (n, K) to the scores (n, targets) that are asked for."""
+        targets, kind, activation = self.targets(base_logits), self.score, self.model.activation
+        return lambda logits: torch.stack([score(logits, target, kind, activation) for target in targets], -1)
 
     def _image(self, image: LoadedImage | str) -> LoadedImage:
         if isinstance(image, LoadedImage):
@@ -205,8 +212,7 @@ def _check_options(options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         if name not in OPTIONS:
             raise BindError(unknown("option", written, OPTIONS))
         if name == "tolerance":
-            if _number(name, value, 0) != 0:
-                raise BindError(f"a tolerance other than 0 {_NOT_YET}")
+            own["tolerance"] = _number(name, value, 0)
         elif name == "batch":
             own["batch"] = _whole(name, value, 1)
         else:

@@ -1,34 +1,37 @@
 """The catalog: the embedded DuckDB that one session works with, in memory or in a file, and Krypton's own tables in it.
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
-that a later session can say what is missing), `graphs` (captured graphs, for `graphs`). The user's tables are the user's:
-their statements reach DuckDB unchanged, over the same connection.
+that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices, for
+`profiles`). The user's tables are the user's: their statements reach DuckDB unchanged, over the same connection.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import duckdb
 
+from krypton.duckdb_calls import interruptible, told
 from krypton.errors import BindError, CatalogError
 from krypton.models import Definition
 
-VERSION = 1
+VERSION = 2
 MEMORY = ":memory:"
 
 _TABLES = """
-CREATE SCHEMA IF NOT EXISTS krypton;
-CREATE TABLE IF NOT EXISTS krypton.about (version INTEGER);
-CREATE TABLE IF NOT EXISTS krypton.models (
+CREATE SCHEMA IF NOT EXISTS {schema};
+CREATE TABLE IF NOT EXISTS {schema}.about (version INTEGER);
+CREATE TABLE IF NOT EXISTS {schema}.models (
     name VARCHAR, source VARCHAR, input_shape INTEGER[], mean DOUBLE[], std DOUBLE[], labels VARCHAR[],
     activation VARCHAR, trusted BOOLEAN, created TIMESTAMP DEFAULT current_timestamp
 );
-CREATE TABLE IF NOT EXISTS krypton.graphs (
+CREATE TABLE IF NOT EXISTS {schema}.graphs (
     key VARCHAR, graph VARCHAR, tensors BLOB, created TIMESTAMP DEFAULT current_timestamp
+);
+CREATE TABLE IF NOT EXISTS {schema}.profiles (
+    device VARCHAR, profile VARCHAR, created TIMESTAMP DEFAULT current_timestamp
 );
 """
 _FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
@@ -39,10 +42,13 @@ class Catalog:
 
     def __init__(self, database: str | os.PathLike[str] = MEMORY) -> None:
         self.database = os.fspath(database)
-        with _told(f"the catalog '{self.database}' cannot be opened: "):
+        with told(f"the catalog '{self.database}' cannot be opened: "):
             self._connection = duckdb.connect(os.path.expanduser(self.database) if self.kept else MEMORY)
             # DuckDB takes unknown tables for Python variables of whoever calls it, and that is us: `register` is for those.
             self._connection.execute("SET python_enable_replacements = false")
+            # qualified by the database, which DuckDB names after the file: that may be "krypton", too
+            ((alias,),) = self._connection.execute("SELECT current_database()").fetchall()
+            self._schema = f"{quoted(alias)}.krypton"
             self._make_tables()
 
     @property
@@ -58,11 +64,11 @@ class Catalog:
 
     def models(self) -> list[Definition]:
         """All definitions, by name."""
-        return [_definition(row) for row in self._rows(f"SELECT {_FIELDS} FROM krypton.models ORDER BY lower(name)")]
+        return [_definition(row) for row in self._rows(f"SELECT {_FIELDS} FROM {self._schema}.models ORDER BY lower(name)")]
 
     def find_model(self, name: str) -> Definition | None:
         """The definition of that name, in any case."""
-        rows = self._rows(f"SELECT {_FIELDS} FROM krypton.models WHERE lower(name) = lower(?)", [name])
+        rows = self._rows(f"SELECT {_FIELDS} FROM {self._schema}.models WHERE lower(name) = lower(?)", [name])
         return _definition(rows[0]) if rows else None
 
     def put_model(self, definition: Definition) -> None:
@@ -72,36 +78,57 @@ class Catalog:
         numbers = [None if values is None else list(values) for values in (d.mean, d.std, d.labels)]
         self.drop_model(d.name)
         self._rows(
-            f"INSERT INTO krypton.models ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO {self._schema}.models ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             [d.name, d.source, shape, *numbers, d.activation, d.trusted],
         )
 
     def drop_model(self, name: str) -> None:
         """Forget a definition, if there is one."""
-        self._rows("DELETE FROM krypton.models WHERE lower(name) = lower(?)", [name])
+        self._rows(f"DELETE FROM {self._schema}.models WHERE lower(name) = lower(?)", [name])
 
     # Captured graphs
 
     def get_graph(self, key: str) -> tuple[str, bytes] | None:
         """A graph as JSON and its own tensors as safetensors, by everything they depend on."""
-        rows = self._rows("SELECT graph, tensors FROM krypton.graphs WHERE key = ?", [key])
+        rows = self._rows(f"SELECT graph, tensors FROM {self._schema}.graphs WHERE key = ?", [key])
         return rows[0] if rows else None
 
     def put_graph(self, key: str, graph: str, tensors: bytes) -> None:
         """Store a graph, in the place of another of that key."""
-        self._rows("DELETE FROM krypton.graphs WHERE key = ?", [key])
-        self._rows("INSERT INTO krypton.graphs (key, graph, tensors) VALUES (?, ?, ?)", [key, graph, tensors])
+        self._rows(f"DELETE FROM {self._schema}.graphs WHERE key = ?", [key])
+        self._rows(f"INSERT INTO {self._schema}.graphs (key, graph, tensors) VALUES (?, ?, ?)", [key, graph, tensors])
+
+    # Device profiles
+
+    def get_profile(self, device: str) -> str | None:
+        """A device's profile as JSON."""
+        rows = self._rows(f"SELECT profile FROM {self._schema}.profiles WHERE device = ?", [device])
+        return rows[0][0] if rows else None
+
+    def put_profile(self, device: str, profile: str) -> None:
+        """Store a profile, in the place of the device's earlier one."""
+        self._rows(f"DELETE FROM {self._schema}.profiles WHERE device = ?", [device])
+        self._rows(f"INSERT INTO {self._schema}.profiles (device, profile) VALUES (?, ?)", [device, profile])
 
     # The user's statements and tables
 
     def sql(self, statement: str, params: Mapping[str, Any] | None = None) -> Any:
         """What DuckDB's client gives for a statement: a relation, or None."""
-        with _told():
+
+        def run() -> Any:
             return self._connection.sql(statement, params=dict(params)) if params else self._connection.sql(statement)
+
+        with told():
+            return interruptible(self._connection, run)
+
+    def fetch(self, relation: Any, most: int | None = None) -> list[Any]:
+        """The rows of a relation, or the first of them. A relation runs anew at each call."""
+        with told():
+            return interruptible(self._connection, (relation if most is None else relation.limit(most)).fetchall)
 
     def register(self, name: str, data: Any) -> None:
         """Let statements read an object of Python's (a data frame, an Arrow table, a dictionary of arrays) as a table."""
-        with _told():
+        with told():
             self._connection.register(name, data)
 
     def query_paths(self, select: str, params: Mapping[str, Any] | None = None) -> list[str]:
@@ -114,8 +141,7 @@ class Catalog:
             listing = ", ".join(relation.columns)
             raise BindError(f'the query for images must have a column "path", or only one column; it has {listing}')
         column = names.index("path") if "path" in names else 0
-        with _told():
-            values = [row[column] for row in relation.fetchall()]
+        values = [row[column] for row in self.fetch(relation)]
         if not values:
             raise BindError("the query for images gives no rows: there is nothing to explain")
         for number, value in enumerate(values, start=1):
@@ -135,7 +161,7 @@ class Catalog:
     def write_table(self, name: str, parts: Sequence[Mapping[str, Any]], *, replace: bool = False) -> None:
         """A new table of columns (arrays of one length), part after part; there as a whole or not at all."""
         staging = "krypton_staging"
-        with _told(f"table {name} cannot be written: "):
+        with told(f"table {name} cannot be written: "):
             self._connection.execute(f"DROP TABLE IF EXISTS temp.{staging}")
             for number, part in enumerate(parts):
                 self._connection.register("krypton_part", dict(part))
@@ -147,21 +173,24 @@ class Catalog:
             self._connection.execute(f"DROP TABLE temp.{staging}")
 
     def _make_tables(self) -> None:
+        tables = _TABLES.format(schema=self._schema)
         existing = self._connection.execute(
             "SELECT 1 FROM information_schema.tables WHERE table_schema = 'krypton' AND table_name = 'about'"
         ).fetchall()
         if existing:
-            version = self._connection.execute("SELECT version FROM krypton.about").fetchall()
-            if version != [(VERSION,)]:
+            version = self._connection.execute(f"SELECT version FROM {self._schema}.about").fetchall()
+            if version == [(1,)]:  # lacks tables that can be made now
+                self._connection.execute(f"BEGIN; {tables} UPDATE {self._schema}.about SET version = {VERSION}; COMMIT;")
+            elif version != [(VERSION,)]:
                 raise CatalogError(
                     f"the catalog '{self.database}' was written by another version of Krypton: open it with that version, "
                     "or start a new file"
                 )
             return
-        self._connection.execute(f"BEGIN; {_TABLES} INSERT INTO krypton.about VALUES ({VERSION}); COMMIT;")
+        self._connection.execute(f"BEGIN; {tables} INSERT INTO {self._schema}.about VALUES ({VERSION}); COMMIT;")
 
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with _told():
+        with told():
             return self._connection.execute(statement, list(values)).fetchall()
 
 
@@ -174,18 +203,3 @@ def _definition(row: Sequence[Any]) -> Definition:
     name, source, shape, mean, std, labels, activation, trusted = row
     lists: list[Any] = [None if values is None else tuple(values) for values in (shape, mean, std, labels)]
     return Definition(name, source, lists[0], lists[1], lists[2], lists[3], activation, bool(trusted))
-
-
-@contextlib.contextmanager
-def _told(prefix: str = "") -> Iterator[None]:
-    """DuckDB's errors as ours, with its words."""
-    try:
-        yield
-    except duckdb.InterruptException:
-        raise KeyboardInterrupt from None
-    except duckdb.Error as error:
-        raise CatalogError(f"{prefix}{error}") from error
-    except RuntimeError as error:
-        if str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C in the Python client
-            raise KeyboardInterrupt from None
-        raise

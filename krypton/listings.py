@@ -11,6 +11,7 @@ from krypton.catalog import Catalog
 from krypton.kernels import KERNELS
 from krypton.models import LIVE, Definition, Model
 from krypton.operators import OPERATORS
+from krypton.planner.profile import DeviceProfile
 from krypton.planner.rules import RULES
 from krypton.settings import SETTINGS, Settings
 from krypton.sql.ast import Listing
@@ -84,7 +85,8 @@ def show(what: Listing, known: Known) -> Table:
                 [(name, op.linear, op.reads, _calls(op.targets)) for name, op in sorted(OPERATORS.items())],
             )
         case "kernels":
-            return _table(("operator", "name", "priority"), [(k.operator, k.name, k.priority) for k in KERNELS])
+            rows = [(k.operator, k.name, k.exact, k.fused, k.priority) for k in KERNELS]
+            return _table(("operator", "name", "exact", "fused", "priority"), rows)
         case "settings":
             return _table(
                 ("name", "value", "default", "description"),
@@ -117,6 +119,15 @@ def describe(definition: Definition, model: Model | None, problem: str = "") -> 
     if problem:
         rows.append(("problem", problem))
     return _table(("property", "value"), rows)
+
+
+def calibration(device: str, profile: DeviceProfile) -> Table:
+    """What CALIBRATE found: for each kernel its best rate, in multiplications that it makes."""
+    rows: list[tuple[Any, ...]] = []
+    for name in dict.fromkeys(rate.kernel for rate in profile.rates):
+        rates = [rate.per_ms for rate in profile.rates if rate.kernel == name]
+        rows.append((device, name, len(rates), round(2 * max(rates) / 1e6), round(2 * sorted(rates)[len(rates) // 2] / 1e6)))
+    return _table(("device", "kernel", "shapes", "best GFLOP/s", "median GFLOP/s"), rows)
 
 
 def _models(known: Known) -> Table:

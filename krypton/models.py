@@ -23,7 +23,9 @@ from torch.export import ExportedProgram
 
 from krypton.errors import BindError, CaptureError, unknown
 from krypton.images import Preprocessing, nearest_file
-from krypton.planner.capture import check_weights, evaluating
+from krypton.planner.capture import check_weights
+from krypton.planner.quiet import quiet
+from krypton.planner.trials import device_of, evaluating
 from krypton.results.scores import ACTIVATIONS, Activation, default_activation
 from krypton.sql.places import clause
 
@@ -144,7 +146,7 @@ def count_outputs(module: nn.Module, shape: Shape) -> int:
 def try_out(module: nn.Module, images: Tensor) -> Tensor:
     """The logits (B, K) on the CPU of a module, in eval mode, on images (B, C, H, W); errors as `count_outputs`."""
     try:
-        with evaluating(module), quietly():
+        with evaluating(module), quiet():
             output = module(images.to(device_of(module)))
     except Exception as error:  # whatever the model's own code raises
         raise BindError(
@@ -157,11 +159,6 @@ def try_out(module: nn.Module, images: Tensor) -> Tensor:
     if not bool(torch.isfinite(output).all()):
         raise CaptureError("the model gives NaN or infinite outputs on an ordinary input; its weights are not sound")
     return output.float().cpu()
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the module's parameters are; the CPU for a module without any."""
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[str, ...]:

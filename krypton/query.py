@@ -21,9 +21,11 @@ from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
-from krypton.models import device_of
 from krypton.planner.explain import FORMATS, explain
+from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
+from krypton.planner.trials import device_of
+from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
 
@@ -37,12 +39,13 @@ class Query:
     it had finished before (of several images).
     """
 
-    def __init__(self, bound: BoundQuery, graphs: GraphCache, tables: Tables) -> None:
+    def __init__(self, bound: BoundQuery, graphs: GraphCache, tables: Tables, profiles: Profiles) -> None:
         self.bound = bound
         self.partial: Heatmap | None = None
         self.completed: list[Heatmap] = []
         self._graphs = graphs
         self._tables = tables
+        self._profiles = profiles
         self._first: Prepared | None = None
         self._planned: tuple[Captured, Occlusions, QueryPlan] | None = None
 
@@ -61,7 +64,7 @@ class Query:
         shown = {"format": format.lower(), "costs": costs, "verbose": verbose}
         if not analyze:
             return explain(self.plan(), **shown)  # type: ignore[arg-type]
-        with closing(self._steps(0, timed=True)) as steps:
+        with closing(self._steps(0)) as steps:
             *_, answer = steps
         return explain(self.plan(), actual=answer.execution.actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
 
@@ -128,7 +131,7 @@ class Query:
         written = self.partial.info.get("written")
         return KeyboardInterrupt(f"{text}; they are in {written}" if written else text)
 
-    def _steps(self, index: int, *, timed: bool = False) -> Generator[Answer]:
+    def _steps(self, index: int) -> Generator[Answer]:
         """The answer for one image, growing: once when only the base logits are known, then after every batch."""
         prepared = self._prepared(index)
         captured, plan = self._plan_for(prepared.occlusions)
@@ -139,7 +142,8 @@ class Query:
             weights=captured.model.weights if captured.model is not None else None,
             module=self._module_on(plan.device) if plan.kind == "naive" else None,
             settings=self.bound.settings,
-            timed=timed,
+            timed=True,
+            scores=self.bound.scores,
         )
         with closing(execution):
             answer = Answer(self.bound, prepared, plan, execution)
@@ -147,6 +151,7 @@ class Query:
             for batch in execution:
                 answer.take(batch)
                 yield answer
+            self._profiles.learn(plan.device, observed(plan, execution.actual))
 
     def _prepared(self, index: int) -> Prepared:
         if index > 0:
@@ -157,12 +162,12 @@ class Query:
 
     def _plan_for(self, occlusions: Occlusions) -> tuple[Captured, QueryPlan]:
         """The plan for these occlusions and the model as it is now."""
-        bound = self.bound
+        bound, known = self.bound, self._planned
         if bound.mode == "naive":
             captured = self._graphs.uncaptured(bound.model)
         else:
-            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"])
-        known = self._planned
+            before = known[0] if known is not None else None
+            captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"], before=before)
         if known is not None and known[0].same_as(captured) and known[1] is occlusions:
             return captured, known[2]
         plan = plan_query(
@@ -173,6 +178,7 @@ class Query:
             model=bound.model.name,
             settings=bound.settings,
             reason=captured.reason,
+            profile=self._profiles.of(bound.device),
         )
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)

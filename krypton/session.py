@@ -19,8 +19,10 @@ from krypton.bound import check_device
 from krypton.catalog import MEMORY, Catalog
 from krypton.errors import BindError, CatalogError, KryptonError, unknown
 from krypton.graphs import GraphCache
+from krypton.ir.occlusions import Grid
+from krypton.ir.plan import QueryPlan
 from krypton.library import Library
-from krypton.listings import Known, Message, Table, describe, show
+from krypton.listings import Known, Message, Table, calibration, describe, show
 from krypton.models import (
     Definition,
     Model,
@@ -30,7 +32,10 @@ from krypton.models import (
     check_shape,
     read_labels,
 )
+from krypton.planner.optimizer import plan_query
 from krypton.planner.rules import RULES
+from krypton.profiles import Profiles
+from krypton.progress import Report, reporting
 from krypton.query import Query
 from krypton.settings import Settings
 from krypton.sql import ast
@@ -62,15 +67,17 @@ class Connection:
         self.catalog = Catalog(database)
         self.graphs = GraphCache(self.catalog if self.catalog.kept else None)
         self.library = Library(self.catalog)
+        self.profiles = Profiles(self.catalog)
 
-    def sql(self, text: str, params: Mapping[str, Any] | None = None) -> Result:
+    def sql(self, text: str, params: Mapping[str, Any] | None = None, *, progress: bool | Report = False) -> Result:
         """Run the statements of a text and return what the last one gives.
 
         EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. SHOW and DESCRIBE give a `Table`,
         EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation. `params` are the
-        values of $names. Raises a KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
+        values of $names; `progress` is for commands that take long (see `Query.run`). Raises a KryptonError of the
+        kind that fits; nothing is run when the text cannot be parsed.
         """
-        *earlier, last = self._statements(text, params)
+        *earlier, last = self._statements(text, params, progress)
         for act in earlier:
             result = act()
             if isinstance(result, Query):
@@ -92,6 +99,14 @@ class Connection:
         """
         self._check_open()
         self.catalog.register(name, data)
+
+    def fetch(self, relation: Any, most: int | None = None) -> list[tuple[Any, ...]]:
+        """The rows of a relation that `sql` gave, at most that many; unlike the relation's own methods it hears Ctrl-C at once.
+
+        Raises CatalogError when the query fails, which may show only now.
+        """
+        self._check_open()
+        return self.catalog.fetch(relation, most)
 
     def models(self) -> list[str]:
         """The names of all models."""
@@ -147,7 +162,9 @@ class Connection:
         if self._closed:
             raise CatalogError("the connection is closed: make a new one with krypton.connect()")
 
-    def _statements(self, text: str, params: Mapping[str, Any] | None) -> list[Callable[[], Result]]:
+    def _statements(
+        self, text: str, params: Mapping[str, Any] | None, progress: bool | Report = False
+    ) -> list[Callable[[], Result]]:
         """A function for each statement of a text, that carries it out; raises ParserError, and BindError for `params`."""
         statements = parse_script(text)
         if not statements:
@@ -156,24 +173,26 @@ class Connection:
         scope = _Scope(self, parameters(params))
         scope.check_used(lexemes)
         return [
-            functools.partial(self._placed, statement, scope, text, written)
+            functools.partial(self._placed, statement, scope, text, written, progress)
             for statement, written in zip(statements, lexemes, strict=True)
         ]
 
-    def _placed(self, statement: ast.Statement, scope: _Scope, text: str, lexemes: list[Lexeme]) -> Result:
+    def _placed(
+        self, statement: ast.Statement, scope: _Scope, text: str, lexemes: list[Lexeme], progress: bool | Report
+    ) -> Result:
         """What a statement gives, its errors shown in the text."""
         self._check_open()
         try:
-            return self._act(statement, scope)
+            return self._act(statement, scope, progress)
         except KryptonError as error:
             raise placed(error, text, lexemes) from error.__cause__
 
-    def _act(self, statement: ast.Statement, scope: _Scope) -> Result:
+    def _act(self, statement: ast.Statement, scope: _Scope, progress: bool | Report) -> Result:
         match statement:
             case ast.ExplainOcclusion():
-                return Query(bind(statement, scope), self.graphs, self.catalog)
+                return Query(bind(statement, scope), self.graphs, self.catalog, self.profiles)
             case ast.ExplainPlan(query, analyze, verbose, format, costs):
-                lazy = Query(bind(query, scope), self.graphs, self.catalog)
+                lazy = Query(bind(query, scope), self.graphs, self.catalog, self.profiles)
                 shown = lazy.explain(format=format or "text", costs=costs is not False, analyze=analyze, verbose=verbose)
                 return Message(shown)
             case ast.CreateModel():
@@ -197,8 +216,8 @@ class Connection:
                 raise BindError("ESTIMATE is not available yet: EXPLAIN PLAN FOR <query> shows the predicted time")
             case ast.TuneModel():
                 raise BindError("TUNE MODEL is not available yet: it is for MODE APPROXIMATE, and queries run with MODE EXACT")
-            case ast.Calibrate():
-                raise BindError("CALIBRATE is not available yet: predicted times are those of an ordinary processor")
+            case ast.Calibrate(model, device):
+                return self._calibrate(model, device, progress)
 
     def _set(self, name: str, value: object) -> Message:
         """Check and store a setting; rules and devices are checked here, for they are not known where settings are."""
@@ -231,6 +250,23 @@ class Connection:
         channels, height, width = model.preprocessing.shape
         text = f"model {model.name}: input {channels}x{height}x{width}, outputs {model.outputs:,}, {model.activation}"
         return Message("\n".join([text, *(f"note: {note}" for note in model.notes)]))
+
+    def _calibrate(self, model: str | None, device: str | None, progress: bool | Report) -> Table:
+        with clause("DEVICE"):
+            where = check_device(device or self.settings["device"])
+        plans = []
+        if model is not None:
+            with clause("MODEL"):
+                plans.append(self._usual_plan(self.library.named(model), where))
+        with reporting(progress, f"calibrating {where}") as report:
+            return calibration(where, self.profiles.measure(where, plans, report))
+
+    def _usual_plan(self, model: Model, device: str) -> QueryPlan:
+        """The plan of a query as most are: patch 16, stride 4 on the whole image."""
+        captured = self.graphs.captured(model, keep=self.settings["cache_graphs"])
+        _, height, width = model.preprocessing.shape
+        patch, stride = min(16, height, width), 4
+        return plan_query(captured.model, Grid((height, width), (patch, patch), (stride, stride)), device=device)
 
     def _describe(self, name: str) -> Table:
         with clause("MODEL"):

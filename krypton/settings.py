@@ -34,6 +34,15 @@ def _integer(minimum: int) -> Callable[[object], int]:
     return convert
 
 
+def _number(minimum: float) -> Callable[[object], float]:
+    def convert(value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)) or not minimum <= float(value) < float("inf"):
+            raise ValueError(f"a number of at least {minimum:g}")
+        return float(value)
+
+    return convert
+
+
 def _optional_integer(minimum: int) -> Callable[[object], int | None]:
     whole = _integer(minimum)
 
@@ -61,13 +70,9 @@ def _names(value: object) -> tuple[str, ...]:
     raise ValueError("names separated by commas")
 
 
-def _one_of(*choices: str) -> Callable[[object], str]:
-    def convert(value: object) -> str:
-        if isinstance(value, str) and value.lower() in choices:
-            return value.lower()
-        raise ValueError("one of " + ", ".join(choices))
-
-    return convert
+def _kernels(value: object) -> tuple[str, ...]:
+    """Names; which there are is known where kernels are."""
+    return tuple(name.lower() for name in _names(value) if name.lower() != "auto")
 
 
 def _text(value: object) -> str:
@@ -84,9 +89,17 @@ SETTINGS: dict[str, Setting] = {
         Setting("debug", False, _boolean, "check the invariants of every delta while running (slow)"),
         Setting("device", "cpu", _text, "where queries run unless they say DEVICE"),
         Setting("disabled_rules", (), _names, "optimizer rules to leave out, separated by commas"),
-        Setting("kernels", "auto", _one_of("auto", "reference"), "auto: the fastest there are; reference: plain PyTorch"),
+        Setting(
+            "kernels",
+            (),
+            _kernels,
+            "kernels preferred to those predicted to be fastest, by name; reference: plain PyTorch; auto: none",
+        ),
         Setting("max_image_pixels", 100_000_000, _integer(1), "images with more pixels are refused"),
         Setting("memory_limit_mb", 4096, _integer(64), "memory for the deltas of one batch and the views"),
+        Setting(
+            "tolerance", 0.0, _number(0.0), "largest relative error of score changes that low precision may cause; 0: exact"
+        ),
         Setting("threads", None, _optional_integer(1), "threads of PyTorch's CPU operators (0: as they are)"),
     )
 }

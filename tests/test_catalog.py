@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +69,54 @@ def test_our_tables_are_not_among_the_users() -> None:
 
 
 def test_mistakes_in_sql_keep_duckdbs_words() -> None:
-    with pytest.raises(CatalogError, match="nowhere does not exist"):
+    with pytest.raises(CatalogError, match=r"^Table with name nowhere does not exist"):  # and no "Catalog Error: " before it
         Catalog().sql("SELECT * FROM nowhere")
+    with pytest.raises(CatalogError, match=r"^Could not convert string 'a'"):
+        Catalog().query_paths("SELECT 'a'::INTEGER AS path")
+
+
+ENDLESS = "SELECT count(*) FROM range(100000000000) t(i) WHERE i % 7 = 3"
+
+
+@pytest.fixture
+def interrupted() -> Iterator[Callable[[Callable[[], object]], float]]:
+    """Runs something, presses Ctrl-C after a moment, and says how many seconds it took to stop."""
+    timers = []
+
+    def run(work: Callable[[], object]) -> float:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timers.append(timer)
+        started = time.perf_counter()
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        return time.perf_counter() - started - 0.3
+
+    yield run
+    for timer in timers:
+        timer.cancel()
+
+
+def test_long_statements_hear_an_interrupt(interrupted: Callable[[Callable[[], object]], float]) -> None:
+    catalog = Catalog()
+    relation = catalog.sql(ENDLESS)
+    works: list[Callable[[], object]] = [
+        lambda: catalog.fetch(relation),
+        lambda: catalog.fetch(relation, 1),
+        lambda: catalog.sql(f"CREATE TABLE t AS {ENDLESS}"),
+        lambda: catalog.query_paths(ENDLESS),
+    ]
+    for work in works:
+        assert interrupted(work) < 2
+        assert catalog.sql("SELECT 1").fetchall() == [(1,)]
+    assert not catalog.has_table("t")
+
+
+def test_the_first_rows_are_fetched() -> None:
+    catalog = Catalog()
+    relation = catalog.sql("SELECT * FROM range(5)")
+    assert catalog.fetch(relation, 2) == [(0,), (1,)]
+    assert len(catalog.fetch(relation)) == 5
 
 
 def test_parameters_reach_duckdb() -> None:

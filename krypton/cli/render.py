@@ -6,9 +6,9 @@ aligned text. Nothing that comes from the user's data is interpreted: no markup,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.table import Table
 from rich.text import Text
@@ -16,6 +16,8 @@ from rich.text import Text
 from krypton.cli.progress import rate
 from krypton.cli.screen import Screen
 from krypton.results import Heatmap
+
+Fetch: TypeAlias = Callable[..., list[tuple[Any, ...]]]
 
 _MOST_ROWS = 50
 _LONGEST_CELL = 200
@@ -25,8 +27,11 @@ _MOST_MAPS = 4
 _NO_RESULT = (["Success"], ["Count"])
 
 
-def show(screen: Screen, result: Any) -> None:
-    """Show whatever a statement gave: nothing, a heat map or several, a relation or table, or a message as it is."""
+def show(screen: Screen, result: Any, fetch: Fetch | None = None) -> None:
+    """Show whatever a statement gave: nothing, a heat map or several, a relation or table, or a message as it is.
+
+    `fetch` gives a relation's rows, all or at most so many; without it they come straight from the relation.
+    """
     if result is None:
         return
     if isinstance(result, Heatmap):
@@ -34,7 +39,7 @@ def show(screen: Screen, result: Any) -> None:
     elif isinstance(result, list) and all(isinstance(part, Heatmap) for part in result):
         _show_heatmaps(screen, result)
     elif hasattr(result, "fetchall") and hasattr(result, "columns"):
-        _show_relation(screen, result)
+        _show_relation(screen, result, fetch or _fetch)
     else:
         screen.write(str(result))
 
@@ -108,16 +113,21 @@ def _show_heatmaps(screen: Screen, heatmaps: Sequence[Heatmap]) -> None:
         screen.say(f"Note: {printable(note)}", style="dim")
 
 
-def _show_relation(screen: Screen, relation: Any) -> None:
+def _fetch(relation: Any, most: int | None = None) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = (relation if most is None else relation.limit(most)).fetchall()
+    return rows
+
+
+def _show_relation(screen: Screen, relation: Any, fetch: Fetch) -> None:
     columns = list(relation.columns)
     if columns in _NO_RESULT and getattr(relation, "type", "QUERY_RELATION") != "QUERY_RELATION":
         return
     if columns == ["explain_key", "explain_value"]:
-        for _, plan in relation.fetchall():
+        for _, plan in fetch(relation):
             screen.write(plan)
         return
     # A relation runs anew at each call, so it is asked once: for one row more than a terminal shows, or for all.
-    rows = relation.limit(_MOST_ROWS + 1).fetchall() if screen.interactive else relation.fetchall()
+    rows = fetch(relation, _MOST_ROWS + 1 if screen.interactive else None)
     shown = rows[:_MOST_ROWS] if screen.interactive else rows
     show_table(screen, columns, shown, more=len(shown) < len(rows))
 

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import duckdb
 
 from krypton.cli.progress import ProgressBar
 from krypton.cli.render import show
@@ -44,12 +40,11 @@ class Runner:
         Raises KryptonError at the first statement that fails, Interrupted after saying what was done.
         """
         try:
-            with _duckdb_errors():
-                for statement in statements(text):
-                    start = time.perf_counter()
-                    self._run(statement)
-                    if self.timer:
-                        self.screen.say(f"{time.perf_counter() - start:.3f} s", style="dim")
+            for statement in statements(text):
+                start = time.perf_counter()
+                self._run(statement)
+                if self.timer:
+                    self.screen.say(f"{time.perf_counter() - start:.3f} s", style="dim")
         except KeyboardInterrupt as interrupt:
             self.screen.say(str(interrupt) or "interrupted", style="yellow")
             raise Interrupted from None
@@ -60,10 +55,10 @@ class Runner:
 
     def _run(self, statement: str) -> None:
         with ProgressBar(self.screen) as bar:
-            result = self.connection.sql(statement)
+            result = self.connection.sql(statement, progress=bar)
             if isinstance(result, Query):
                 result = result.run(progress=bar)
-        show(self.screen, result)
+        show(self.screen, result, self.connection.fetch)
 
 
 def statements(text: str) -> list[str]:
@@ -84,18 +79,3 @@ def read_script(path: Path) -> str:
         raise ExecutionError(f"script '{path}' is not text in UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise ExecutionError(f"script '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
-
-
-@contextmanager
-def _duckdb_errors() -> Iterator[None]:
-    """DuckDB's relations are lazy: what is wrong with a SELECT may show only when its rows are asked for."""
-    try:
-        yield
-    except duckdb.InterruptException:
-        raise KeyboardInterrupt from None
-    except duckdb.Error as error:
-        raise ExecutionError(str(error)) from error
-    except RuntimeError as error:
-        if str(error) == "Query interrupted":  # how DuckDB's Python client reports Ctrl-C
-            raise KeyboardInterrupt from None
-        raise

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
-from krypton.executor.memory import half_of
+from krypton.executor.memory import give_back, half_of, kept_blocks
 from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
+from krypton.executor.precision import Precision, Scores, probability_of_prediction, settle
 from krypton.executor.program import Program, StopExecutionError
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan, TensorPlan
@@ -37,14 +38,20 @@ class Execution:
     """An iterator of batches. `base_logits` (K,) are those of the unmodified image.
 
     `actual` has, when timed, the milliseconds of each node over the whole run so far; `seconds` the run's own time so far,
-    base views included.
+    base views included; `precision` what low precision costs, where the plan has any.
     """
 
     def __init__(
-        self, base_logits: Tensor, batches: Generator[Batch, None, None], actual: dict[int, float], started: float
+        self,
+        base_logits: Tensor,
+        batches: Generator[Batch, None, None],
+        actual: dict[int, float],
+        started: float,
+        precision: Precision | None = None,
     ) -> None:
         self.base_logits = base_logits
         self.actual = actual
+        self.precision = precision
         self._batches = batches
         self._spent = time.perf_counter() - started
 
@@ -78,11 +85,14 @@ def execute(
     timed: bool = False,
     tiles: Sequence[OcclusionTile] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    scores: Callable[[Tensor], Scores] | None = None,
 ) -> Execution:
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
 
     Exact plans need `weights`, naive ones the `module`. `tiles` restricts the run to some of the plan's tiles. `cancelled` is
-    asked between operators (between batches in naive plans); when it says so, the run ends early without an error.
+    asked between operators (between batches in naive plans); when it says so, the run ends early without an error. `scores`
+    makes, of the base logits, the scores that the tolerance of a plan in low precision is about; by default the
+    probability of the predicted class.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()
@@ -91,7 +101,7 @@ def execute(
         raise ExecutionError(f"the plan is for images {plan.input_shape}, this one is {tuple(image.shape)}")
     started = time.perf_counter()
     device = torch.device(plan.device)
-    with _threads(settings), torch.no_grad():
+    with _threads(settings), kept_blocks(), torch.no_grad():
         occluder = Occluder(plan.occlusions, image.to(device).float(), fill.to(device).float().expand(image.shape))
         if plan.kind == "naive":
             if module is None:
@@ -104,9 +114,23 @@ def execute(
         assert plan.tensor is not None
         actual: dict[int, float] = {}
         program = Program(plan.tensor, weights, device, actual if timed else None, cancelled, settings["debug"])
-        chosen = plan.tensor.tiling.tiles(plan.occlusions) if tiles is None else tiles
-        base = program.prepare(occluder.image, chosen)
-        return Execution(base.cpu(), _scoped(_batches(program, plan.tensor, occluder, chosen), settings), actual, started)
+        every = plan.tensor.tiling.tiles(plan.occlusions)
+        chosen = every if tiles is None else tiles
+        tensor, precision = plan.tensor, None
+        base = program.prepare(occluder.image, chosen if not tensor.tolerance else every).cpu()
+        if tensor.tolerance:
+
+            def attempt(candidate: TensorPlan, some: Sequence[OcclusionTile]) -> Tensor:
+                trial = Program(candidate, weights, device, None, cancelled)
+                trial.adopt(program)
+                return torch.cat([batch.logits for batch in _batches(trial, candidate, occluder, some)])
+
+            tensor, precision = settle(tensor, every, base, (scores or probability_of_prediction)(base), attempt)
+            final = Program(tensor, weights, device, actual if timed else None, cancelled, settings["debug"])
+            final.adopt(program)
+            program = final
+        batches = _scoped(_batches(program, tensor, occluder, chosen), settings)
+        return Execution(base, batches, actual, started, precision)
 
 
 def _batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
@@ -171,10 +195,14 @@ def _threads(settings: Settings) -> Iterator[None]:
 
 
 def _scoped(batches: Iterator[Batch], settings: Settings) -> Generator[Batch, None, None]:
-    """Every step of the iterator runs without gradients and with the session's threads."""
-    while True:
-        with _threads(settings), torch.no_grad():
-            batch = next(batches, None)
-        if batch is None:
-            return
-        yield batch
+    """Every step runs without gradients, with the session's threads, and with memory kept for the next step."""
+    try:
+        while True:
+            with _threads(settings), kept_blocks(), torch.no_grad():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+    finally:
+        del batches
+        give_back()

@@ -11,7 +11,7 @@ from krypton.errors import ExecutionError
 from krypton.executor.memory import half_of
 from krypton.executor.occluder import Occluder
 from krypton.ir.occlusions import OcclusionTile
-from krypton.planner.capture import evaluating
+from krypton.planner.trials import evaluating
 
 
 def naive_logits(module: nn.Module, images: Tensor) -> Tensor:

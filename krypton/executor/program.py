@@ -108,6 +108,10 @@ class Program:
             self.views.clear()
         return logits
 
+    def adopt(self, other: Program) -> None:
+        """Work on the views of another program on the same image and geometry, which differs in its kernels alone."""
+        self.views, self._image, self.fields = other.views, other._image, other.fields
+
     def _materialise(self, check: Callable[[], None] | None) -> Tensor:
         wanted = None if self.plan.views is None else {(node, kind) for node, kind in self.plan.views}
         assert self._image is not None

@@ -38,8 +38,8 @@ class Delta:
     """`data` (B, C, h, w), channels innermost in memory, its first pixel at (`top`, `left`).
 
     Invariant I1: outside `field` the delta is zero, also where `data` reaches further. Invariant I2: that holds beyond the
-    border of the map as well, so that padding needs no special case. `parts` says more, for concats: from each of these channels on
-    the delta is zero outside a box of its own.
+    border of the map as well, so that padding needs no special case. `parts` says more, for concats: from each of
+    these channels on the delta is zero outside a box of its own.
     """
 
     data: Tensor

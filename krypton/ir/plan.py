@@ -12,7 +12,7 @@ from typing import Literal
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Occlusions, Tiling
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 ViewScope = Literal["batch", "query"]
 """How long base views live: recomputed for every batch, or shared by all occlusions of the query."""
@@ -43,7 +43,10 @@ class TensorPlan:
     """What happens to one batch.
 
     `views`: (node, "out" or "pre") of the base values that are kept, None: whatever is needed is recomputed with each batch.
-    `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them.
+    `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: the
+    kernels that can
+    run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
+    score changes that low precision may cause.
     """
 
     graph: Graph
@@ -52,6 +55,8 @@ class TensorPlan:
     tiling: Tiling = field(default_factory=Tiling)
     head_batch: int = 1
     costs: Mapping[int, Cost] = field(default_factory=dict)
+    alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ def _tensor_to_json(tensor: TensorPlan) -> Json:
         },
         "head_batch": tensor.head_batch,
         "costs": {str(node): asdict(cost) for node, cost in tensor.costs.items()},
+        "tolerance": tensor.tolerance,
+        "alternatives": {str(node): [list(pair) for pair in pairs] for node, pairs in tensor.alternatives.items()},
     }
 
 
@@ -151,6 +153,10 @@ def _tensor_from_json(data: Json) -> TensorPlan:
         costs={
             int(node): Cost(**{**cost, "field": tuple(cost["field"]) if cost["field"] else None})
             for node, cost in data["costs"].items()
+        },
+        tolerance=float(data["tolerance"]),
+        alternatives={
+            int(node): tuple((str(name), float(ms)) for name, ms in pairs) for node, pairs in data["alternatives"].items()
         },
     )
 

@@ -87,6 +87,10 @@ class WeightStore:
         stored = {leaf for reference in references for leaf in leaves(reference)}
         return WeightStore({leaf: self.get(leaf) for leaf in stored})
 
+    def on(self, device: torch.device) -> WeightStore:
+        """A store with the same tensors, all on one device, so that any may be derived from any."""
+        return WeightStore({reference: tensor.to(device) for reference, tensor in self._tensors.items()})
+
     def __len__(self) -> int:
         return len(self._tensors)
 

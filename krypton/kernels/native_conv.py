@@ -10,6 +10,7 @@ one channel each. bfloat16: as direct, its factors rounded to bfloat16, sums in 
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,7 @@ from krypton.kernels.native import Terms, fitting
 from krypton.kernels.registry import Kernel, Runner, register_kernel
 
 Weight = Callable[[Reference], Tensor]
+Supports = Callable[[Node, torch.device], bool]
 Describe = Callable[[Delta, Box], list[int]]
 
 _ALIGNED = 64  # bytes of a cache line
@@ -47,7 +49,21 @@ def winograd_tile(node: Node, size: int) -> tuple[int, int, int, int]:
 
 def winograd_points(node: Node, size: int) -> int:
     """Multiplications per tile, input and output channel; 0 when there is no such kernel."""
-    return int(native.loaded().krypton_winograd_points(native.integers(winograd_tile(node, size))))
+    return _points(winograd_tile(node, size))
+
+
+def _winograd_work(size: int) -> Callable[[Node, int, int], int]:
+    def work(node: Node, rows: int, columns: int) -> int:
+        high, _, broad, _ = winograd_tile(node, size)
+        points = _points(winograd_tile(node, size))
+        return int(-(-rows // high) * -(-columns // broad) * points * node.attrs["in_channels"] * node.shape[0])
+
+    return work
+
+
+@functools.cache
+def _points(tile: tuple[int, int, int, int]) -> int:
+    return int(native.loaded().krypton_winograd_points(native.integers(tile)))
 
 
 def _is_winograd(size: int) -> Callable[[Node, torch.device], bool]:
@@ -60,8 +76,8 @@ def _is_winograd(size: int) -> Callable[[Node, torch.device], bool]:
     return supports
 
 
-def _has_pairs(node: Node, device: torch.device) -> bool:
-    return _plain(node, device) and bool(native.loaded().krypton_has_pairs())
+def _in_pairs(supports: Supports) -> Supports:
+    return lambda node, device: supports(node, device) and bool(native.loaded().krypton_has_pairs())
 
 
 def _buffer(floats: int) -> Tensor:
@@ -151,18 +167,19 @@ def _build_bfloat16(node: Node, weight: Weight) -> Runner:
     return _build_direct(node, weight, pairs=True)
 
 
-def _build_winograd(size: int) -> Callable[[Node, Weight], Runner]:
+def _build_winograd(size: int, pairs: bool = False) -> Callable[[Node, Weight], Runner]:
     def build(node: Node, weight: Weight) -> Runner:
         plain, tile = _weights_of(node, weight), winograd_tile(node, size)
         outputs, channels = plain.shape[:2]
         fitting(winograd_points(node, size) > 0 and list(node.attrs["stride"]) == list(node.attrs["dilation"]) == [1, 1])
-        packed = _buffer(-(-outputs // _LANES) * _LANES * channels * winograd_points(node, size))
-        arguments = [*tile, plain.data_ptr(), outputs, channels, packed.data_ptr()]
+        words = -(-channels // 2) if pairs else channels
+        packed = _buffer(-(-outputs // _LANES) * _LANES * words * winograd_points(node, size))
+        arguments = [*tile, plain.data_ptr(), outputs, channels, packed.data_ptr(), int(pairs)]
         native.loaded().krypton_winograd_pack(native.integers(arguments))
         top, left = node.attrs["padding"][0], node.attrs["padding"][2]
 
         def describe(source: Delta, field: Box) -> list[int]:
-            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, *tile]
+            return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, *tile, int(pairs)]
 
         return _runner(node, native.loaded().krypton_winograd, describe)
 
@@ -180,7 +197,20 @@ def _build_depthwise(node: Node, weight: Weight) -> Runner:
 
 
 register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True, begins=True))
-register_kernel(Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True))
-register_kernel(Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True))
+register_kernel(
+    Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True, work=_winograd_work(2))
+)
+register_kernel(
+    Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True, work=_winograd_work(4))
+)
 register_kernel(Kernel("depthwise", "conv", _is_depthwise, _build_depthwise, priority=30, fused=True))
-register_kernel(Kernel("bfloat16", "conv", _has_pairs, _build_bfloat16, priority=-1, fused=True, begins=True, exact=False))
+register_kernel(
+    Kernel("bfloat16", "conv", _in_pairs(_plain), _build_bfloat16, priority=-1, fused=True, begins=True, error=2.3e-3)
+)
+for _size, _error in ((2, 3.5e-3), (4, 1.9e-2)):  # measured on normal weights and rectified normal inputs
+    register_kernel(
+        Kernel(
+            f"bfloat16_winograd_{_size}", "conv", _in_pairs(_is_winograd(_size)), _build_winograd(_size, pairs=True),
+            priority=-1, fused=True, error=_error, work=_winograd_work(_size),
+        )
+    )  # fmt: skip

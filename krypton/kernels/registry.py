@@ -23,8 +23,10 @@ class Kernel:
     `operator` is the operator served; "combine" kernels also run the epilogues of all others. `supports(node, device)` says
     whether it can; `build(node, weight)` prepares weights once and returns what the delta rule calls (see conv.py and
     fused.py for the signatures). Of the kernels that can, the one with the highest `priority` is chosen. `fused` ones run a
-    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` or `Gated` one. Only `exact`
-    ones are used when exact answers are asked for.
+    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` or `Gated` one. `error` is the
+    relative error of its results, 0 when it is float32's own; exact answers are made by those alone.
+    `work(node, rows, columns)` are the multiplications it makes for one occlusion's output of that size; None: as many as the
+    operator's multiply-adds.
     """
 
     name: str
@@ -34,7 +36,13 @@ class Kernel:
     priority: int = 0
     fused: bool = False
     begins: bool = False
-    exact: bool = True
+    work: Callable[[Node, int, int], int] | None = None
+
+    @property
+    def exact(self) -> bool:
+        return self.error == 0
+
+    error: float = 0.0
 
 
 KERNELS: list[Kernel] = []
@@ -50,12 +58,16 @@ def register_kernel(kernel: Kernel) -> Kernel:
     return kernel
 
 
+def able(operator: str, node: Node, device: torch.device, *, exact: bool = True) -> list[Kernel]:
+    """The kernels that can run a node, those first that are usually the fastest."""
+    found = [k for k in KERNELS if k.operator == operator and k.supports(node, device) and (k.exact or not exact)]
+    return sorted(found, key=lambda kernel: -kernel.priority)
+
+
 def choose(operator: str, node: Node, device: torch.device, *, reference: bool = False) -> str:
-    """The name of the best kernel for a node, "" when the operator needs none."""
-    able = [k for k in KERNELS if k.operator == operator and k.supports(node, device)]
-    if reference:
-        able = [k for k in able if k.name == "reference"]
-    return max(able, key=lambda kernel: kernel.priority).name if able else ""
+    """The name of the kernel that is usually best for a node, "" when the operator needs none."""
+    found = [k for k in able(operator, node, device) if not reference or k.name == "reference"]
+    return found[0].name if found else ""
 
 
 def find(operator: str, name: str) -> Kernel:

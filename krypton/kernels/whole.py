@@ -16,19 +16,18 @@ from krypton.ir.geometry import Interval
 from krypton.ir.graph import Node, Term
 from krypton.ir.weights import Reference
 from krypton.kernels import native
-from krypton.kernels.registry import DEFERRED, KERNELS, Kernel
+from krypton.kernels.registry import DEFERRED, KERNELS, Kernel, able
 
 Weight = Callable[[Reference], Tensor]
 WholeRunner = Callable[[Sequence[Tensor | Gated]], Tensor | Gated]
 """From a node's whole inputs (B, C, h, w), or (1, C, h, w), to its result (B, C, H, W), channels innermost."""
 
 
-def choose_whole(node: Node, device: torch.device) -> str:
-    """The name of the best kernel for a node in mode full, "" where PyTorch is to run it."""
+def able_whole(node: Node, device: torch.device) -> list[Kernel]:
+    """The kernels that can run a node in mode full, those first that are usually the fastest; none: PyTorch is to run it."""
     if not node.spatial or (node.op == "combine" and node.function is None and len(node.inputs) == 1):
-        return ""  # vectors; and a mere scale is one pass in PyTorch, too
-    able = [k for k in KERNELS if k.operator == node.op and k.fused and k.exact and k.supports(node, device)]
-    return max(able, key=lambda kernel: kernel.priority).name if able else ""
+        return []  # vectors; and a mere scale is one pass in PyTorch, too
+    return [kernel for kernel in able(node.op, node, device) if kernel.fused]
 
 
 def whole_kernel(node: Node) -> Kernel | None:

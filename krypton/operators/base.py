@@ -27,7 +27,8 @@ ViewKind = Literal["out", "pre"]
 ViewKey = tuple[int, ViewKind]
 
 Value = Delta | Deferred | Tensor | None
-"""In delta mode a `Delta` (`Deferred` where the planner says so), or None where nothing changed; in other modes a tensor (B, *shape), or (1, *shape) for `once`."""
+"""In delta mode a `Delta` (`Deferred` where the planner says so), or None where nothing changed; in other modes a
+tensor (B, *shape), or (1, *shape) for `once`."""
 
 
 class Tile(Protocol):

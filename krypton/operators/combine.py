@@ -216,7 +216,7 @@ def _channels(value: object, call: Call) -> Tensor | None:
     if not isinstance(value, Tensor) or not call.shape:
         return None
     if value.numel() == 1:
-        return value.reshape(()).float() * _ones(call)
+        return value.float().reshape(1).expand(call.shape[0])
     rank, axis = len(call.shape) + 1, -1 if call.nhwc or len(call.shape) == 1 else 1
     shape = (1,) * (rank - value.dim()) + tuple(value.shape)
     if len(shape) != rank or shape[axis] != call.shape[0] or value.numel() != call.shape[0]:

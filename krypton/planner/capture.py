@@ -6,9 +6,6 @@ the session then runs such a model naively.
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,10 +15,10 @@ from torch.export import Dim, ExportedProgram
 from krypton.errors import CaptureError
 from krypton.ir.graph import Graph
 from krypton.ir.weights import WeightStore
+from krypton.planner.quiet import quiet
 from krypton.planner.recognise import recognise
+from krypton.planner.trials import Trial, device_of, evaluating
 from krypton.planner.whole import run_whole
-
-TOLERANCE = 1e-3  # of the largest output: a wrong graph is wrong by far more, fp32 in another order by far less
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,20 +34,6 @@ class CapturedModel:
         return self.graph.index()[self.graph.output].shape[0]
 
 
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in eval mode, without gradients; the training flags of all its parts are put back afterwards."""
-    flags = [(part, part.training) for part in module.modules()]
-    try:
-        for part, _ in flags:
-            part.training = False
-        with torch.no_grad():
-            yield module
-    finally:
-        for part, training in flags:
-            part.training = training
-
-
 def capture(module: nn.Module, input_shape: tuple[int, int, int], *, seed: int = 0) -> CapturedModel:
     """The logical graph of a model for inputs (C, H, W); raises CaptureError.
 
@@ -59,19 +42,24 @@ def capture(module: nn.Module, input_shape: tuple[int, int, int], *, seed: int =
     check_weights(module)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(module):
-        program = _export(module, torch.randn(2, *input_shape, generator=generator))
-        captured = from_program(program, input_shape)
+        program = _export(module, _example(input_shape, generator, module))
+        captured = from_program(program, input_shape, device_of(module))
         verify(captured, module, generator)
     return captured
 
 
-def from_program(program: ExportedProgram, input_shape: tuple[int, int, int]) -> CapturedModel:
-    """The logical graph of an exported program (a `.pt2` file), not yet compared with anything."""
-    with _quiet():
+def _example(input_shape: tuple[int, int, int], generator: torch.Generator, module: nn.Module) -> Tensor:
+    """Two images of noise where the module is: equal on all devices, for they are made on the CPU."""
+    return torch.randn(2, *input_shape, generator=generator).to(device_of(module))
+
+
+def from_program(program: ExportedProgram, input_shape: tuple[int, int, int], device: torch.device) -> CapturedModel:
+    """The logical graph of an exported program (a `.pt2` file), weights on that device; not compared with anything yet."""
+    with quiet(), torch.no_grad():
         program = program.run_decompositions({})
     store = WeightStore()
     graph = recognise(program, input_shape, store)
-    return CapturedModel(graph, store.restrict(graph.references()), input_shape)
+    return CapturedModel(graph, store.restrict(graph.references()).on(device), input_shape)
 
 
 def check_weights(module: nn.Module) -> None:
@@ -83,7 +71,7 @@ def check_weights(module: nn.Module) -> None:
 
 def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
     try:
-        with _quiet():
+        with quiet(), torch.no_grad():
             return torch.export.export(module, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise CaptureError(f"torch.export cannot capture {type(module).__name__}: {_first_line(error)}") from error
@@ -91,36 +79,17 @@ def _export(module: nn.Module, example: Tensor) -> ExportedProgram:
 
 def verify(captured: CapturedModel, module: nn.Module, generator: torch.Generator) -> None:
     """Compare the graph with the model on an input it was not made from, and a batch of two with two singles."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    example = torch.randn(2, *captured.input_shape, generator=generator)
-    with evaluating(module):
-        singles = torch.cat([_logits(module(one[None].to(device))) for one in example])
-        together = _logits(module(example.to(device)))
-    mine = run_whole(captured.graph, captured.weights, example.to(device))
-    scale = float(singles.abs().max()) or 1.0
-    if not torch.isfinite(singles).all():
+    example = _example(captured.input_shape, generator, module)
+    trial = Trial(module, example)
+    if not torch.isfinite(trial.singles).all():
         raise CaptureError("the model gives NaN or infinite outputs on an ordinary input; its weights are not sound")
-    if float((together - singles).abs().max()) > TOLERANCE * scale:
+    if trial.mixes():
         raise CaptureError(
             "the model mixes the examples of a batch (a batch norm without running statistics, perhaps): its output for an "
             "image depends on the other images; it runs naively, one occlusion at a time"
         )
-    if mine.shape != singles.shape or float((mine - singles).abs().max()) > TOLERANCE * scale:
+    if not trial.agrees(run_whole(captured.graph, captured.weights, example)):
         raise CaptureError("the captured graph does not compute what the model computes (does it draw random numbers?)")
-
-
-def _logits(output: object) -> Tensor:
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        kind = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise CaptureError(f"a model must give one tensor (batch, outputs) for a batch of images, not {kind}: wrap it")
-    return output.float()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,6 +30,7 @@ class Row:
     operator: str
     cost: Cost
     actual: float | None  # milliseconds, over the whole run
+    alternatives: tuple[tuple[str, float], ...] = ()  # kernels with predicted milliseconds, the fastest first
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def rows(plan: QueryPlan, actual: Mapping[int, float] | None = None) -> list[Row
         if node.epilogue and node.op != "combine":
             label = " +".join([label, *describe_epilogue(node.epilogue)])
         measured = None if actual is None else actual.get(node.id)
-        found.append(Row(node, label, plan.tensor.costs.get(node.id, Cost()), measured))
+        alternatives = plan.tensor.alternatives.get(node.id, ())
+        found.append(Row(node, label, plan.tensor.costs.get(node.id, Cost()), measured, alternatives))
     return found
 
 
@@ -136,6 +138,8 @@ def _columns(costs: bool, verbose: bool, actual: bool) -> list[_Column]:
             ("inputs", False, lambda row: " ".join(f"%{source}" for source in row.node.inputs) or "-"),
             ("kernel", False, lambda row: row.node.kernel or "-"),
         ]
+    if verbose and costs:
+        chosen.append(("runner-up", False, _runner_up))
     if costs:
         chosen += [
             ("MFLOP (full)", True, _flops),
@@ -150,6 +154,16 @@ def _field(row: Row) -> str:
     if row.node.mode == "delta" and row.cost.field:
         return f"{row.cost.field[0]}×{row.cost.field[1]}"
     return "-"
+
+
+def _runner_up(row: Row) -> str:
+    """The kernel that would have run, and how much longer it is predicted to take."""
+    others = [(name, ms) for name, ms in row.alternatives if name != row.node.kernel.split("+")[0]]
+    own = dict(row.alternatives).get(row.node.kernel.split("+")[0])
+    if not others:
+        return "-"
+    name, milliseconds = others[0]
+    return f"{name} {milliseconds / own:.1f}×" if own else name
 
 
 def _flops(row: Row) -> str:

@@ -115,4 +115,4 @@ def _legal(plan: QueryPlan) -> QueryPlan:
 def _costs(plan: QueryPlan, context: Context) -> dict[int, Cost]:
     tensor = tensor_plan(plan)
     tiles = sample(tensor.tiling.tiles(plan.occlusions), COST_SAMPLE)
-    return dict(plan_costs(tensor.graph, Fields(tensor.graph), tiles, tensor.head_batch, context.profile))
+    return dict(plan_costs(tensor.graph, Fields(tensor.graph), tiles, tensor.head_batch, context.profile, context.device))

@@ -8,22 +8,26 @@ fields of its first and its last; the best split of an axis then is a shortest p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from krypton.ir.delta import Box
 from krypton.ir.geometry import Interval, make
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid, Masks, Occlusions, OcclusionTile, Tiling
+from krypton.kernels import DEFERRED
 from krypton.operators.base import Axis, operator_of
-from krypton.planner.cost import BYTES, DeviceProfile
+from krypton.planner.cost import BYTES, DeviceProfile, node_cost
 from krypton.planner.fields import Fields
 from krypton.settings import Settings
 
 LONGEST_RUN = 8
 MOST_TOGETHER = 64
+TOGETHER = (9, 12, 16, 20, 25, 32, 48, 64)  # the bounds that are tried on occlusions per tile
 EVEN_RUN = 4
+USUAL_SIDE = 14  # of the boxes that costs per pixel are taken from
 ROUNDS = 2
 
 Array = NDArray[np.float64]
@@ -53,7 +57,8 @@ def cheapest_tiling(graph: Graph, occlusions: Occlusions, profile: DeviceProfile
     if isinstance(occlusions, Masks):
         return _mask_tiling(load, occlusions, most)
     axes = [load.extents(axis, occlusions.intervals(axis)) for axis in (0, 1)]
-    return _grid_tiling(load, axes, most)
+    found = [_grid_tiling(load, axes, together) for together in sorted({min(together, most) for together in TOGETHER})]
+    return min(found, key=lambda tiling: load.milliseconds(axes, tiling))
 
 
 @dataclass
@@ -63,16 +68,22 @@ class _Load:
     fields: Fields
     ids: list[int]
     per_pixel: Array  # (nodes,) milliseconds for one output pixel of one occlusion
+    bytes_per_pixel: Array  # (nodes,) written for one output pixel of one occlusion
     overhead: float  # milliseconds per batch
+    profile: DeviceProfile
 
     @classmethod
     def of(cls, graph: Graph, profile: DeviceProfile) -> _Load:
         nodes = [node for node in graph if node.mode == "delta" and node.op != "image"]
-        pixel = [operator_of(node).multiply_adds(node, 1, 1) for node in nodes]
-        bytes_moved = [node.shape[0] * BYTES * (4 if node.epilogue else 1) for node in nodes]
-        per_pixel = np.array(pixel) / profile.multiply_adds_per_ms + np.array(bytes_moved) / profile.bytes_per_ms
-        overhead = sum(pixel) * BYTES / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
-        return cls(Fields(graph), [node.id for node in nodes], per_pixel, float(overhead))
+        started = replace(profile, node_overhead_ms=0.0)  # that is paid per batch, not per pixel
+        boxes = [Box(*(Interval(0, min(side, USUAL_SIDE)) for side in node.shape[1:])) for node in nodes]
+        per_pixel = [
+            node_cost(node, box, EVEN_RUN**2, started).milliseconds / box.area for node, box in zip(nodes, boxes, strict=True)
+        ]
+        weights = sum(operator_of(node).multiply_adds(node, 1, 1) for node in nodes)
+        overhead = weights * BYTES / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
+        written = np.array([node.shape[0] * BYTES if node.kernel != DEFERRED else 0 for node in nodes], dtype=np.float64)
+        return cls(Fields(graph), [node.id for node in nodes], np.array(per_pixel), written, float(overhead), profile)
 
     def extents(self, axis: Axis, occluded: Sequence[Interval]) -> tuple[Array, Array]:
         """Where fields start and stop, each (occlusions, nodes); empty ones are 0 to 0."""
@@ -80,6 +91,22 @@ class _Load:
         starts = np.array([[field[i].start for i in self.ids] for field in fields], dtype=np.float64)
         stops = np.array([[field[i].stop for i in self.ids] for field in fields], dtype=np.float64)
         return starts, stops
+
+    def milliseconds(self, axes: list[tuple[Array, Array]], tiling: Tiling) -> float:
+        """What all tiles take, memory included: what a batch writes, and reads again, should stay in the cache."""
+        sizes, counts = [], []
+        for (starts, stops), runs in zip(axes, (tiling.rows, tiling.columns), strict=True):
+            sizes.append(np.stack([np.maximum(stops[run.stop - 1] - starts[run.start], 0.0) for run in runs]))
+            counts.append(np.array([run.size for run in runs], dtype=np.float64))
+        pixels = np.einsum("rn,cn,r,c->nrc", *sizes, *counts)  # of all occlusions of a tile
+        spilled = np.maximum(pixels * self.bytes_per_pixel[:, None, None] - self.profile.cache_bytes / 2, 0.0)
+        arithmetic = float(np.einsum("n,nrc->", self.per_pixel, pixels))
+        total: float = (
+            arithmetic
+            + 2 * float(spilled.sum()) / self.profile.bytes_per_ms
+            + self.overhead * pixels.shape[1] * pixels.shape[2]
+        )
+        return total
 
 
 def _grid_tiling(load: _Load, axes: list[tuple[Array, Array]], most: int) -> Tiling:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prompt_toolkit.application import create_app_session
@@ -82,6 +87,22 @@ def test_control_c_ends_a_running_query_and_not_the_shell(press: Press, net: Net
     out, err = press(f"{QUERY};\rSELECT 1 AS x;\r{CTRL_D}")
     assert out == "x\n1\n"
     assert "interrupted" in err
+
+
+def test_control_c_ends_a_long_select_and_not_the_shell(press: Press, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = krypton.Connection.fetch
+
+    def fetch_and_press(self: krypton.Connection, relation: Any, most: int | None = None) -> list[tuple[Any, ...]]:
+        if "i" in relation.columns:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        return fetch(self, relation, most)
+
+    monkeypatch.setattr(krypton.Connection, "fetch", fetch_and_press)
+    started = time.perf_counter()
+    out, err = press(f"SELECT count(*) AS i FROM range(100000000000) t(i) WHERE i % 7 = 3;\rSELECT 1 AS x;\r{CTRL_D}")
+    assert time.perf_counter() - started < 10
+    assert out == "x\n1\n"
+    assert err.count("interrupted") == 1
 
 
 def test_query_is_answered(press: Press) -> None:

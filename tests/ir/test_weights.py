@@ -36,6 +36,14 @@ def test_derived_weights_are_computed_from_what_is_stored() -> None:
     assert store.get(nested) is store.get(nested)
 
 
+def test_all_tensors_of_a_store_go_to_one_device() -> None:
+    store = WeightStore()
+    references = [store.add(torch.ones(3)), store.add(torch.zeros(2))]
+    moved = store.on(torch.device("meta"))
+    assert [moved.get(reference).device.type for reference in references] == ["meta", "meta"]
+    assert store.on(torch.device("cpu")).get(references[0]) is store.get(references[0])
+
+
 def test_a_restricted_store_has_what_references_are_made_of() -> None:
     store = WeightStore()
     a, b, c = (store.add(torch.full((2,), float(i))) for i in range(3))

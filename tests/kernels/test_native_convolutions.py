@@ -116,9 +116,22 @@ def test_bfloat16_convolutions_err_by_what_rounding_allows(data: st.DataObject) 
     compare(data.draw, "bfloat16", 2e-2, most=5)
 
 
+@settings(max_examples=100)
+@given(st.data(), st.sampled_from(WINOGRAD))
+def test_bfloat16_winograd_convolutions_err_by_what_rounding_allows(data: st.DataObject, case: tuple[int, list[int]]) -> None:
+    size, taps = case
+    compare(data.draw, f"bfloat16_winograd_{size}", 0.3, most=3, channels=MANY_CHANNELS, taps=taps)
+
+
 def test_deep_and_wide_convolutions_cross_all_block_borders() -> None:
     torch.manual_seed(0)
-    for name, tolerance in (("direct", 5e-6), ("winograd_2", 1e-5), ("winograd_4", 3e-5), ("bfloat16", 1e-2)):
+    for name, tolerance in (
+        ("direct", 5e-6),
+        ("winograd_2", 1e-5),
+        ("winograd_4", 3e-5),
+        ("bfloat16", 1e-2),
+        ("bfloat16_winograd_2", 2e-2),
+    ):
         attrs = {
             "kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "in_channels": 520,
         }  # fmt: skip
@@ -135,5 +148,7 @@ def test_deep_and_wide_convolutions_cross_all_block_borders() -> None:
         assert error < tolerance * 5, (name, error)
 
 
-def test_only_bfloat16_is_not_exact() -> None:
-    assert [kernel.name for kernel in KERNELS if not kernel.exact] == ["bfloat16"]
+def test_only_those_in_bfloat16_are_not_exact() -> None:
+    assert [kernel.name for kernel in KERNELS if not kernel.exact] == [
+        "bfloat16", "bfloat16_winograd_2", "bfloat16_winograd_4",
+    ]  # fmt: skip

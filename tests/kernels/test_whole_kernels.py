@@ -13,7 +13,7 @@ from torch import Tensor
 from krypton.ir.delta import Gated
 from krypton.ir.graph import Epilogue, Function, Node, Term
 from krypton.kernels import find, native
-from krypton.kernels.whole import build_whole, choose_whole, gated, whole_kernel
+from krypton.kernels.whole import able_whole, build_whole, gated, whole_kernel
 from krypton.operators.functions import evaluate
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
@@ -102,7 +102,7 @@ def test_convolutions_with_fused_endings_are_pytorchs(data: st.DataObject) -> No
     further = [value(draw, batch, out, *own.shape[2:]) for term in end.terms if term.input >= 0] if end else []
     attrs = {"kernel": kernel, "stride": stride, "dilation": [1, 1], "padding": padding, "groups": groups, "in_channels": into}
     node = Node(1, "conv", tuple(range(1 + len(further))), (out, *own.shape[2:]), attrs, named, epilogue=end)
-    node = Node(**(vars(node) | {"kernel": choose_whole(node, CPU)}))
+    node = Node(**(vars(node) | {"kernel": able_whole(node, CPU)[0].name}))
     assert node.kernel
     check(node, [source, *further], weights | scales, expected(node, own, [source, *further], scales))
 
@@ -146,10 +146,10 @@ def test_what_no_kernel_does_is_left_to_pytorch() -> None:
     strange = Node(1, "combine", (0,), (4, 8, 8), epilogue=Epilogue((Term(0),), Function("mish")))
     scale = Node(1, "combine", (0,), (4, 8, 8), epilogue=Epilogue((Term(0, "s"),)))
     for node in (grouped, vector, strange, scale, Node(1, "max_pool", (0,), (4, 8, 8)), Node(1, "opaque", (0,), (4, 8, 8))):
-        assert choose_whole(node, CPU) == ""
+        assert able_whole(node, CPU) == []
         assert whole_kernel(node) is None
     relu = Node(1, "combine", (0,), (4, 8, 8), epilogue=Epilogue((Term(0),), Function("relu")))
-    assert choose_whole(relu, CPU) == "native"
-    assert choose_whole(relu, torch.device("meta")) == ""
+    assert [kernel.name for kernel in able_whole(relu, CPU)] == ["native"]
+    assert able_whole(relu, torch.device("meta")) == []
     for kernel in ("", "deferred", "reference", "onednn+native"):
         assert whole_kernel(Node(1, "conv", (0,), (4, 8, 8), attrs | {"groups": 1}, {"weight": "w"}, kernel=kernel)) is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 
 from krypton.errors import CaptureError
 from krypton.ir.occlusions import Grid
-from krypton.planner.capture import capture, evaluating
+from krypton.planner.capture import capture
 from krypton.planner.optimizer import plan_query
+from krypton.planner.trials import Trial, device_of, evaluating
 from krypton.planner.whole import run_whole
 
 IMAGE = (3, 10, 9)
@@ -74,6 +77,18 @@ def test_what_cannot_be_captured_is_refused_with_the_reason(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["branches on data", "other sizes only"])  # a graph is printed, a traceback logged
+def test_pytorch_is_kept_quiet_and_its_loggers_are_put_back(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    loggers = [logging.getLogger(known) for known in ("torch", "torch.__trace", "torch._subclasses.fake_tensor")]
+    before = [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers]
+    stderr = sys.stderr
+    with pytest.raises(CaptureError):
+        capture(REFUSED[name][0], IMAGE)
+    assert capfd.readouterr() == ("", "")
+    assert [(logger.level, logger.disabled, list(logger.handlers)) for logger in loggers] == before
+    assert sys.stderr is stderr
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("where", ["conv.weight", "norm.running_var"])
 def test_unsound_weights_are_named(value: float, where: str) -> None:
@@ -99,6 +114,103 @@ def test_a_model_in_train_mode_is_left_as_it_was(fails: bool) -> None:
     assert (model.training, model.norm.training, model.drop.training) == (True, True, False)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def chaotic(function: Callable[[Tensor], Tensor] = lambda y: y) -> Model:
+    """Blows rounding up a million times, as deep untrained networks do: float32 has two digits left."""
+    return Model(lambda s, x, y: torch.sin(1e6 * s.head(function(y).flatten(1))), head=nn.Linear(4 * 10 * 9, 5)).eval()
+
+
+def two_images() -> Tensor:
+    return torch.randn(2, *IMAGE, generator=torch.Generator().manual_seed(3))
+
+
+def test_rounding_is_not_taken_for_mixing() -> None:
+    model, images = chaotic(), two_images()
+    with torch.no_grad():
+        singles = torch.cat([model(image[None]) for image in images])
+        assert (model(images) - singles).abs().max() > 0.01
+    assert not Trial(model, images).mixes()
+    assert capture(model, IMAGE).outputs == 5
+
+
+@pytest.mark.parametrize("mixing", [lambda y: y - y.mean(0), nn.BatchNorm2d(4, track_running_stats=False).eval()])
+def test_mixing_is_found_behind_rounding(mixing: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(CaptureError, match="mixes the examples of a batch"):
+        capture(chaotic(mixing), IMAGE)
+
+
+@pytest.mark.parametrize("model", [Model(), chaotic()])
+def test_logits_of_another_function_are_found(model: nn.Module) -> None:
+    images = two_images()
+    trial = Trial(model, images)
+    with torch.no_grad():
+        assert trial.agrees(torch.cat([model(image[None]) for image in images]))
+        assert not trial.agrees(model(images.flip(2)))
+        assert not trial.agrees(model(images[:1]))
+
+
+def test_large_biases_hide_nothing() -> None:
+    """What counts is how much images change, not how large the outputs are."""
+    model = Model(lambda s, x, y: (y - y.mean(0)).mean((2, 3)) + 1e4)
+    assert Trial(model, two_images()).mixes()
+    steady, images = Model(lambda s, x, y: y.mean((2, 3)) + 1e4), two_images()
+    assert not Trial(steady, images).mixes()
+    with torch.no_grad():
+        assert not Trial(steady, images).agrees(steady(images.flip(2)))
+
+
+def test_models_that_do_not_run_in_float64_are_judged_in_float32() -> None:
+    kernel = torch.ones(2, 4, 1, 1)
+    model = Model(lambda s, x, y: torch.sin(300 * F.conv2d(y, kernel).mean((2, 3))))
+    assert Trial(model, two_images()).precise is None
+    assert not Trial(model, two_images()).mixes()
+    assert Trial(Model(lambda s, x, y: F.conv2d(y - y.mean(0), kernel).mean((2, 3))), two_images()).mixes()
+
+
+class _Constant(nn.Module):
+    """No parameters, one buffer."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(3, 1, 1, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.device == self.scale.device
+        return (x * self.scale).mean((2, 3))
+
+
+def test_a_module_lives_where_its_parameters_or_buffers_are() -> None:
+    assert device_of(nn.ReLU()) == torch.device("cpu")
+    assert device_of(nn.Sequential(nn.ReLU(), nn.Conv2d(1, 1, 1, device="meta"))) == torch.device("meta")
+    assert device_of(_Constant("meta")) == torch.device("meta")
+
+
+@pytest.mark.parametrize("module", [_Constant("meta"), nn.Sequential(nn.Conv2d(3, 2, 1, device="meta"), nn.Flatten())])
+def test_inputs_are_made_where_the_module_lives(module: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a device that holds no numbers, for every computer has it; what comes after the export wants some."""
+
+    class SeenError(Exception):
+        pass
+
+    def export(module: nn.Module, example: tuple[Tensor], **options: object) -> None:
+        raise SeenError(example[0].device)
+
+    monkeypatch.setattr(torch.export, "export", export)
+    monkeypatch.setattr("krypton.planner.capture.check_weights", lambda module: None)
+    with pytest.raises(CaptureError, match="meta"):
+        capture(module, IMAGE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_module_on_a_gpu_is_captured_there() -> None:
+    model = Model(lambda s, x, y: (2 * s.norm(y) + s.shift).relu().mean((2, 3)), norm=nn.BatchNorm2d(4))
+    model.register_buffer("shift", torch.ones(()))
+    captured = capture(model.cuda(), IMAGE)
+    images = two_images().cuda()
+    assert Trial(model, images).agrees(run_whole(captured.graph, captured.weights, images))
+    assert device_of(model).type == "cuda"
 
 
 def test_evaluating_puts_flags_back_after_an_exception() -> None:

@@ -31,6 +31,8 @@ SHOWN = {
     "fold_batch_norm": "residual",
     "fuse_activation": "residual",
     "incremental": "dense",
+    "pool_first": "dense",
+    "defer_activation": "dense",
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
     "defer_gate": "gated",

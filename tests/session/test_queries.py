@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 import krypton
 from krypton import Heatmap
-from krypton.errors import ExecutionError
+from krypton.errors import CaptureError, ExecutionError
 from krypton.executor import Batch
 from krypton.ir.plan import QueryPlan
 from krypton.ir.serde import plan_from_json, plan_to_json
+from krypton.planner.capture import CapturedModel, capture
 from krypton.query import Query
 
 SMALL = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 6x8 STRIDE 4"
@@ -266,7 +267,7 @@ class _Counting:
     ) -> None:
         self.batches = 0
         self.base_logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
-        self.seconds, self.actual = 0.1, {0: 1.0}
+        self.seconds, self.actual, self.precision = 0.1, {0: 1.0}, None
         self._stop_after = stop_after
         self._on_close = on_close
         self._query = query
@@ -398,3 +399,55 @@ def test_a_lost_folder_is_noticed_before_the_run(con: krypton.Connection, pixels
 
 def test_a_heatmap_is_what_comes_back(query: Query) -> None:
     assert isinstance(query.run(), Heatmap)
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The modules that were captured."""
+    seen: list[nn.Module] = []
+
+    def counted(module: nn.Module, shape: tuple[int, int, int]) -> CapturedModel:
+        seen.append(module)
+        return capture(module, shape)
+
+    monkeypatch.setattr("krypton.graphs.capture", counted)
+    return seen
+
+
+@pytest.fixture
+def hooked(con: krypton.Connection) -> Iterator[SmallNet]:
+    """A model without a fingerprint."""
+    net = SmallNet()
+    net.conv2.register_forward_hook(lambda module, args, output: output * 2)
+    con.register_model("hooked", net, input_shape=SHAPE, mean=0.5, std=0.25)
+    yield net
+    con.sql("DROP MODEL hooked")
+
+
+def test_a_model_without_a_fingerprint_is_captured_once_per_query(
+    captures: list[nn.Module], con: krypton.Connection, hooked: SmallNet, pixels: NDArray[np.uint8], scan: Path
+) -> None:
+    text = SMALL.replace("MODEL net", "MODEL hooked")
+    query = con.sql(text, {"img": pixels})
+    query.plan(), query.explain(), query.run(), query.run()
+    assert len(captures) == 1
+    con.sql(f"CREATE TABLE two AS SELECT unnest(['{scan}', '{scan}']) AS path")
+    con.sql(text.replace("$img", "(SELECT path FROM two)")).run()
+    assert len(captures) == 2
+
+
+def test_a_model_without_a_fingerprint_that_changed_is_captured_again(
+    captures: list[nn.Module], hooked: SmallNet, con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    query = con.sql(SMALL.replace("MODEL net", "MODEL hooked"), {"img": pixels})
+    query.plan()
+    hooked.conv1.register_forward_hook(lambda module, args, output: -output)
+    torch.testing.assert_close(query.run().logits, by_hand(hooked, pixels, (6, 8), 4), rtol=1e-4, atol=1e-4)
+    assert len(captures) == 2
+    with torch.no_grad():
+        hooked.fc.bias += 1
+    torch.testing.assert_close(query.run().logits, by_hand(hooked, pixels, (6, 8), 4), rtol=1e-4, atol=1e-4)
+    assert len(captures) == 3
+    hooked.fc.bias.data[0] = torch.nan
+    with pytest.raises(CaptureError, match=r"fc\.bias"):
+        query.run()

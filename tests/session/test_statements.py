@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from session_net import LABELS, SHAPE, SmallNet
+from torch import nn
 
 import krypton
 from krypton.errors import BindError, CaptureError, CatalogError, ParserError
@@ -280,7 +281,6 @@ def test_parameters_must_be_given_and_used(con: krypton.Connection) -> None:
     [
         ("ESTIMATE EXPLAIN OCCLUSION OF 'a.png' USING MODEL net", "EXPLAIN PLAN FOR"),
         ("TUNE MODEL net OVER 'a/*.png' FOR SSIM 0.9", "MODE EXACT"),
-        ("CALIBRATE", "predicted times"),
     ],
 )
 def test_what_comes_later_says_so(text: str, instead: str, con: krypton.Connection) -> None:
@@ -366,3 +366,27 @@ def test_mistakes_in_models_are_marked_and_nothing_is_kept(
     carets = str(caught.value).splitlines()[-1]
     assert text[carets.index("^") - len("LINE 1: ") :][: carets.count("^")] == marked
     assert con.models() == ["net"]
+
+
+def test_calibrate_measures_a_device_once_for_all_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("krypton.planner.calibration._CHANNELS", (16,))
+    monkeypatch.setattr("krypton.planner.calibration._OUTPUTS", (16,))
+    monkeypatch.setattr("krypton.planner.calibration._SIDES", (7,))
+    seen: list[tuple[int, int]] = []
+    with krypton.connect(tmp_path / "krypton.db") as con:
+        con.register_model(
+            "net",
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 18 * 18, 3)),
+            input_shape=(3, 20, 20),
+        )
+        table = con.sql("CALIBRATE MODEL net DEVICE CPU", progress=lambda done, total: seen.append((done, total)))
+        assert {row[0] for row in table} == {"cpu"}
+        assert all(row[2] > 0 and row[3] > 0 for row in table)
+        assert seen[-1][0] == seen[-1][1]
+        measured = con.profiles.of("cpu")
+    with krypton.connect(tmp_path / "krypton.db") as con:
+        assert con.profiles.of("cpu") == measured
+        with pytest.raises(BindError, match="unknown model"):
+            con.sql("CALIBRATE MODEL nothing")
+        with pytest.raises(BindError, match="unknown device"):
+            con.sql("CALIBRATE DEVICE 'abacus'")

@@ -201,7 +201,7 @@ MASK = np.ones((1, 32, 40), dtype=bool)
         ("WITH (batch => TRUE)", "WITH", "whole number"),
         ("WITH (seed => -1)", "WITH", "at least 0"),
         ("WITH (seed => often)", "WITH", "whole number"),
-        ("WITH (tolerance => 0.1)", "WITH", "tolerance other than 0 is not available yet"),
+        ("WITH (tolerance => -0.1)", "WITH", "at least 0"),
         ("WITH (tolerance => low)", "WITH", "takes a number"),
         *((f"WITH ({name} => 1)", "WITH", f"{name} needs MODE APPROXIMATE") for name in APPROXIMATE_OPTIONS),
         ("DEVICE 'gpu'", "DEVICE", 'unknown device "gpu"'),

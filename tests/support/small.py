@@ -61,6 +61,7 @@ def _dense() -> _Steps:
     for _ in range(3):
         x = s.add("concat", *features) if len(features) > 1 else features[0]
         x = s.add("activation", s.add("batch_norm", x), name="relu")
+        x = s.conv(x, 5, 1, act="relu")
         features.append(s.add("conv", x, out=3, kernel=3, padding=1, bias=False))
     x = s.add("activation", s.add("batch_norm", s.add("concat", *features)), name="relu")
     x = s.add("avg_pool", s.add("conv", x, out=6, kernel=1, bias=False), kernel_size=2)

@@ -4,18 +4,6 @@
 
 namespace {
 
-inline std::uint32_t bits(float x) {
-  std::uint32_t u;
-  std::memcpy(&u, &x, 4);
-  return u;
-}
-
-// To the nearest bfloat16, ties to even. Deltas are finite: NaN and infinity are refused before.
-inline std::uint16_t narrow(float x) {
-  const std::uint32_t u = bits(x);
-  return static_cast<std::uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
-}
-
 template <Format F> inline Vector multiply_add(Vector sum, float word, Vector column) {
 #if defined(__AVX512BF16__)
   if constexpr (F == PAIRS)

@@ -29,5 +29,38 @@ void multiply_rows(Format format, const float *a, i64 rows, const float *b, i64 
 // Pack b (k, columns), element (l, j) at b[l * row + j * column], into panels of words.
 void pack_panels(Format format, const float *b, i64 row, i64 column, i64 k, i64 columns, float *packed);
 
+// To the nearest bfloat16, ties to even. Deltas are finite: NaN and infinity are refused before.
+inline std::uint16_t narrow(float x) {
+  std::uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return static_cast<std::uint16_t>((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// One element of a matrix, the `half`-th of its word.
+inline void put_number(Format format, float *word, i64 half, float x) {
+  if (format == FLOAT) {
+    *word = x;
+    return;
+  }
+  const std::uint16_t narrowed = narrow(x);
+  std::memcpy(reinterpret_cast<char *>(word) + 2 * half, &narrowed, 2);
+}
+
+// A vector of elements into a row of words, from element `at` on.
+inline void put_vector(Format format, float *words, i64 at, Vector v) {
+  if (format == FLOAT) {
+    store(words + at, v);
+    return;
+  }
+  auto *halves = reinterpret_cast<std::uint16_t *>(words) + at;
+#if defined(__AVX512BF16__)
+  const __m256bh narrowed = _mm512_cvtneps_pbh((__m512)v);
+  std::memcpy(halves, &narrowed, 32);
+#else
+  for (int i = 0; i < LANES; ++i)
+    halves[i] = narrow(v[i]);
+#endif
+}
+
 // Copy `count` elements into a row of words, from element `at` on; null means zeros.
 void put_row(Format format, float *words, i64 at, const float *source, i64 count);

@@ -122,13 +122,16 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
 
   Source source;
   const float *packed; // (panel, point, channel, column), see krypton_winograd_pack
-  i64 pad_y, pad_x, channels, y0, x0, tiles_y, tiles_x, blocks, depth;
+  i64 pad_y, pad_x, channels, y0, x0;
+  Format format;
+  i64 per_word, words, tiles_y, tiles_x, blocks, depth; // a block is `depth` words of channels, of `words` in all
 
   Winograd(const i64 *a, const Ending &e)
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
         packed(reinterpret_cast<const float *>(a[8])), pad_y(a[9]), pad_x(a[10]), channels(a[11]), y0(a[12]), x0(a[13]),
-        tiles_y(divide_up(e.rows(), MY)), tiles_x(divide_up(e.columns(), MX)), blocks(divide_up(channels, DEPTH)),
-        depth(divide_up(channels, blocks)) {}
+        format(static_cast<Format>(a[18])), per_word(format == PAIRS ? 2 : 1), words(divide_up(channels, per_word)),
+        tiles_y(divide_up(e.rows(), MY)), tiles_x(divide_up(e.columns(), MX)), blocks(divide_up(words, DEPTH)),
+        depth(divide_up(words, blocks)) {}
 
   // Where the transformed inputs of a point, block of channels and tile are kept.
   template <class T> T *at(T *v, i64 point, i64 block, i64 tile, i64 tiles) const {
@@ -143,7 +146,7 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
     const int top = std::clamp<i64>(s.top - iy, 0, HIGH), bottom = std::clamp<i64>(s.bottom - iy, top, HIGH);
     const int left = std::clamp<i64>(s.left - ix, 0, BROAD), right = std::clamp<i64>(s.right - ix, left, BROAD);
     for (i64 block = 0; block < blocks; ++block) {
-      const i64 first = block * depth, last = std::min(first + depth, channels);
+      const i64 first = block * depth * per_word, last = std::min(first + depth * per_word, channels);
       for (i64 c = first; c < last; c += LANES) {
         const i64 lanes = std::min<i64>(LANES, last - c);
         Vector half[HIGH][BROAD]; // columns transformed
@@ -160,7 +163,7 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
           Vector u[BROAD];
           Across::input(half[y], u);
           for (int x = 0; x < BROAD; ++x)
-            store(at(v, y * BROAD + x, block, tile, tiles) + c - first, u[x]); // rows have room for whole vectors
+            put_vector(format, at(v, y * BROAD + x, block, tile, tiles), c - first, u[x]); // rows have room for whole ones
         }
       }
     }
@@ -177,16 +180,16 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
   // Products and output transform of one panel of columns, for tiles [from, to) of the `tiles` in v, the first being tile `first`.
   void panel(const Ending &e, i64 column, const float *v, i64 first, i64 from, i64 to, i64 tiles, float *sums) const {
     const i64 wide = panel_width(column, e.channels), count = to - from, last = std::min(column + wide, e.channels);
-    const float *b = packed + column * channels * POINTS;
+    const float *b = packed + column * words * POINTS;
     const i64 share = divide_up(wide * ROWS, count);
     for (i64 point = 0; point < POINTS; ++point)
       for (i64 block = 0; block < blocks; ++block) {
-        const i64 k = std::min(depth, channels - block * depth);
+        const i64 k = std::min(depth, words - block * depth);
         const float *a = at(v, point, block, from, tiles);
         float *sum = sums + point * count * wide;
         // weights seldom fit a cache: the next panel is fetched as this one is used
         for (i64 row = 0; row < count; row += ROWS)
-          multiply_rows(FLOAT, a + row * STRIDE, std::min<i64>(ROWS, count - row), b, wide, k, sum + row * wide, wide, block > 0,
+          multiply_rows(format, a + row * STRIDE, std::min<i64>(ROWS, count - row), b, wide, k, sum + row * wide, wide, block > 0,
                         b + k * wide + row / ROWS * share * k, share);
         b += k * wide;
       }
@@ -257,11 +260,13 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
     }
   }
 
-  static void pack(const float *weight, i64 outputs, i64 channels, float *packed) {
+  static void pack(const float *weight, i64 outputs, i64 channels, float *packed, Format format) {
+    const i64 per_word = format == PAIRS ? 2 : 1, words = divide_up(channels, per_word);
 #pragma omp parallel for schedule(static)
     for (i64 first = 0; first < outputs; first += WIDE) {
       const i64 wide = panel_width(first, outputs);
-      float *panel = packed + first * channels * POINTS;
+      float *panel = packed + first * words * POINTS;
+      std::memset(panel, 0, sizeof(float) * wide * words * POINTS); // half a pair may be left over
       for (i64 j = 0; j < wide; ++j)
         for (i64 c = 0; c < channels; ++c) {
           double half[HIGH][RX], u[HIGH][BROAD];
@@ -276,7 +281,7 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
           for (int y = 0; y < HIGH; ++y) {
             Across::weight(half[y], u[y]);
             for (int x = 0; x < BROAD; ++x)
-              panel[((y * BROAD + x) * channels + c) * wide + j] = static_cast<float>(u[y][x]);
+              put_number(format, panel + ((y * BROAD + x) * words + c / per_word) * wide + j, c % per_word, static_cast<float>(u[y][x]));
           }
         }
     }
@@ -287,7 +292,7 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
 struct Entry {
   i64 outputs_y, taps_y, outputs_x, taps_x, points;
   void (*convolve)(const i64 *, const double *);
-  void (*pack)(const float *, i64, i64, float *);
+  void (*pack)(const float *, i64, i64, float *, Format);
 };
 template <int MY, int RY, int MX, int RX> constexpr Entry entry() {
   using W = Winograd<MY, RY, MX, RX>;
@@ -317,7 +322,7 @@ i64 krypton_winograd_points(const i64 *a) {
 
 // Transformed weights of (K, C, taps, taps); `packed` has room for K rounded up to LANES, times C, times the points.
 void krypton_winograd_pack(const i64 *a) {
-  find(a)->pack(reinterpret_cast<const float *>(a[4]), a[5], a[6], reinterpret_cast<float *>(a[7]));
+  find(a)->pack(reinterpret_cast<const float *>(a[4]), a[5], a[6], reinterpret_cast<float *>(a[7]), static_cast<Format>(a[8]));
 }
 
 void krypton_winograd(const i64 *a, const double *parameters) { find(a + ENDING_INTEGERS + 14)->convolve(a, parameters); }

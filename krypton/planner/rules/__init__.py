@@ -4,6 +4,7 @@ from krypton.errors import PlanError, unknown
 from krypton.planner.rules.base import Context, Rule
 from krypton.planner.rules.choose_batch import choose_batch
 from krypton.planner.rules.choose_kernel import choose_kernel
+from krypton.planner.rules.choose_precision import choose_precision
 from krypton.planner.rules.defer_activation import defer_activation
 from krypton.planner.rules.defer_gate import defer_gate
 from krypton.planner.rules.drop_identity import drop_identity
@@ -39,6 +40,8 @@ RULES: list[Rule] = [
     Rule("position_tiles", position_tiles, "compute neighbouring occlusions together"),
     Rule("choose_batch", choose_batch, "gather occlusions for what runs on whole values"),
     Rule("choose_kernel", choose_kernel, "run every node with the fastest kernel there is"),
+    # chooses among the kernels of the rule before
+    Rule("choose_precision", choose_precision, "convolutions in bfloat16 as far as the tolerance allows", exact=False),
     # only some kernels can begin with a function
     Rule("defer_activation", defer_activation, "activations before 1×1 convolutions are computed as those read them"),
     Rule("defer_gate", defer_gate, "gates before 1×1 convolutions are multiplied as those read their input"),

@@ -28,8 +28,11 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
     if graph.image.mode != "delta":
         return plan
     tiles = sample(even_tiling(plan.occlusions).tiles(plan.occlusions), 9)
-    delta = plan_costs(graph, Fields(graph), tiles, BATCH, context.profile)
-    full = {n.id: node_cost(replace(n, mode="full"), whole_box(n), BATCH, context.profile).milliseconds for n in graph}
+    delta = plan_costs(graph, Fields(graph), tiles, BATCH, context.profile, context.device)
+    full = {
+        n.id: node_cost(replace(n, mode="full"), whole_box(n), BATCH, context.profile, context.device).milliseconds
+        for n in graph
+    }
     best, cut = sum(cost.milliseconds for cost in delta.values()) * GAIN, None
     nodes, view = graph.index(), graph.networkx()
     for candidate in _dominators(graph):

@@ -1,6 +1,7 @@
 """pool_first: an average pool that follows a 1×1 convolution goes before it, where the map is still to be made smaller.
 
-Both are linear, and a pool acts on every channel alike: pool(W·x + b) = W·pool(x) + b, for the weights of a full window sum to one.
+Both are linear, and a pool acts on every channel alike: pool(W·x + b) = W·pool(x) + b, for the weights of a full
+window sum to one.
 The convolution then has as many times fewer pixels as the pool's strides say (DenseNet's transitions: four).
 """
 

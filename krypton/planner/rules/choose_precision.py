@@ -1,0 +1,28 @@
+"""choose_precision: convolutions of deltas in bfloat16 between views in float32, as far as the tolerance asked for allows.
+
+Low precision hurts deltas far less than values (design, section 1). What is chosen here is a proposal from usual
+sensitivities; the executor measures on a sample of positions, and takes back what costs too much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from krypton.ir.plan import QueryPlan
+from krypton.planner.precision import USUAL_SENSITIVITY, assign, choices, in_low_precision, with_kernels
+from krypton.planner.rules.base import Context, tensor_plan
+
+
+def choose_precision(plan: QueryPlan, context: Context) -> QueryPlan:
+    """Nothing at tolerance 0, the default: exact means exact."""
+    tolerance, tensor = context.settings["tolerance"], tensor_plan(plan)
+    if not tolerance:
+        return plan
+    options = choices(tensor.graph, tensor.alternatives)
+    kernels = assign(options, dict.fromkeys(options, USUAL_SENSITIVITY), tolerance)
+    graph = with_kernels(tensor.graph, kernels)
+    low = in_low_precision(graph)
+    if not low:
+        return replace(plan, notes=(*plan.notes, "no convolution is faster in low precision here: all run in float32"))
+    note = f"{len(low)} convolutions in bfloat16 for tolerance {tolerance:g}: measured, and mended, as the query runs"
+    return replace(plan, tensor=replace(tensor, graph=graph, tolerance=tolerance), notes=(*plan.notes, note))
