@@ -54,7 +54,7 @@ def kernels_of(settings: dict[str, object]) -> set[str]:
 def test_the_fastest_kernel_is_chosen_unless_the_reference_is_asked_for() -> None:
     assert choose("combine", RELU, CPU) == "native"
     assert choose("combine", RELU, CPU, reference=True) == "reference"
-    assert kernels_of(INCREMENTS) == {"onednn", "native"}
+    assert kernels_of(INCREMENTS) == {"direct", "depthwise", "native"}
     assert kernels_of(INCREMENTS | {"kernels": "reference"}) == {"reference"}
     assert kernels_of({"disabled_rules": "full_when_cheaper,choose_kernel"}) == set()
 
@@ -64,11 +64,23 @@ def test_a_function_without_a_native_form_runs_in_the_reference() -> None:
     assert choose("combine", node, CPU) == "reference"
 
 
-def test_convolutions_of_one_channel_run_in_the_reference() -> None:
+def convolution(channels: int, groups: int = 1) -> Node:
+    attrs = {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": groups}
+    return Node(1, "conv", (0,), (channels, 8, 8), attrs | {"in_channels": channels})
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+def test_every_convolution_has_its_compiled_kernel() -> None:
+    assert choose("conv", convolution(2), CPU) == "direct"
+    assert choose("conv", convolution(32), CPU) == "winograd_4"
+    assert choose("conv", convolution(32, groups=32), CPU) == "depthwise"
+    assert choose("conv", convolution(32, groups=4), CPU) == "onednn"
+
+
+def test_onednn_is_not_for_a_single_channel() -> None:
     """PyTorch's oneDNN gives wrong numbers for them where the result is one pixel wide."""
-    attrs = {"kernel": [3, 3], "stride": [1, 1], "dilation": [1, 1], "padding": [1, 1, 1, 1], "groups": 1, "in_channels": 1}
-    assert choose("conv", Node(1, "conv", (0,), (4, 8, 8), attrs), CPU) == "reference"
-    assert choose("conv", Node(1, "conv", (0,), (4, 8, 8), attrs | {"in_channels": 2}), CPU) == "onednn"
+    assert not find("conv", "onednn").supports(convolution(1), CPU)
+    assert find("conv", "onednn").supports(convolution(2), CPU)
 
 
 def test_a_sum_of_more_terms_than_native_takes_runs_in_the_reference() -> None:
@@ -146,7 +158,7 @@ def test_the_library_is_compiled_once_and_then_found(monkeypatch: pytest.MonkeyP
     for _ in range(2):
         native.library.cache_clear()
         assert native.library() is not None
-        assert len(calls.read_text().splitlines()) == 2  # compile, link
+        assert len(calls.read_text().splitlines()) == len(native._SOURCES) + 1  # each is compiled, then all are linked
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
 
 
