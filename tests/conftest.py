@@ -1,6 +1,10 @@
-"""How many examples hypothesis tries: few in CI; `HYPOTHESIS_PROFILE=hunt pytest tests/planner` looks for bugs for longer."""
+"""How many examples hypothesis tries: few in CI; `HYPOTHESIS_PROFILE=hunt pytest tests/planner` looks for bugs for longer.
+
+And Ctrl-C is heard wherever tests run: programs in the background are born with it ignored.
+"""
 
 import os
+import signal
 
 from hypothesis import HealthCheck, Phase, settings
 
@@ -12,3 +16,6 @@ settings.register_profile(
     "hunt-unshrunk", max_examples=2000, deadline=None, suppress_health_check=_slow, phases=[Phase.explicit, Phase.generate]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

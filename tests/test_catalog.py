@@ -82,6 +82,7 @@ ENDLESS = "SELECT count(*) FROM range(100000000000) t(i) WHERE i % 7 = 3"
 def interrupted() -> Iterator[Callable[[Callable[[], object]], float]]:
     """Runs something, presses Ctrl-C after a moment, and says how many seconds it took to stop."""
     timers = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
 
     def run(work: Callable[[], object]) -> float:
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
@@ -95,6 +96,7 @@ def interrupted() -> Iterator[Callable[[Callable[[], object]], float]]:
     yield run
     for timer in timers:
         timer.cancel()
+    signal.signal(signal.SIGINT, before)
 
 
 def test_long_statements_hear_an_interrupt(interrupted: Callable[[Callable[[], object]], float]) -> None:

@@ -101,6 +101,13 @@ def _weight_bytes(node: Node) -> int:
     return operator_of(node).multiply_adds(node, 1, 1) * BYTES
 
 
+def weights_read(node: Node, box: Box, batch: int, profile: DeviceProfile, device: torch.device = CPU) -> int:
+    """Bytes of weights that a node's fastest kernel reads per batch; Winograd's are several times as many."""
+    kernels = kernel_costs(node, box, batch, profile, device)
+    work = find("conv", kernels[0].kernel).work if kernels else None
+    return (work or operator_of(node).multiply_adds)(node, 1, 1) * BYTES
+
+
 def whole_box(node: Node) -> Box:
     height, width = node.shape[1:] if node.spatial else (1, 1)
     return Box(Interval(0, height), Interval(0, width))

@@ -18,8 +18,8 @@ from krypton.ir.geometry import Interval, make
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid, Masks, Occlusions, OcclusionTile, Tiling
 from krypton.kernels import DEFERRED
-from krypton.operators.base import Axis, operator_of
-from krypton.planner.cost import BYTES, DeviceProfile, node_cost
+from krypton.operators.base import Axis
+from krypton.planner.cost import BYTES, DeviceProfile, node_cost, weights_read
 from krypton.planner.fields import Fields
 from krypton.settings import Settings
 
@@ -80,8 +80,8 @@ class _Load:
         per_pixel = [
             node_cost(node, box, EVEN_RUN**2, started).milliseconds / box.area for node, box in zip(nodes, boxes, strict=True)
         ]
-        weights = sum(operator_of(node).multiply_adds(node, 1, 1) for node in nodes)
-        overhead = weights * BYTES / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
+        weights = sum(weights_read(node, box, EVEN_RUN**2, profile) for node, box in zip(nodes, boxes, strict=True))
+        overhead = weights / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
         written = np.array([node.shape[0] * BYTES if node.kernel != DEFERRED else 0 for node in nodes], dtype=np.float64)
         return cls(Fields(graph), [node.id for node in nodes], np.array(per_pixel), written, float(overhead), profile)
 
