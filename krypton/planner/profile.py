@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,10 +65,26 @@ class DeviceProfile:
 
     def rate(self, kernel: str, shape: Shape) -> float:
         """Multiplications per millisecond, from the nearest measurements of this kernel."""
-        return _rate(self.rates, kernel, shape) or self.multiply_adds_per_ms
+        known = self._found.get((kernel, shape))
+        if known is None:
+            known = _rate(self._by_kernel.get(kernel, []), shape) or self.multiply_adds_per_ms
+            self._found[kernel, shape] = known
+        return known
 
     def measured(self, kernel: str) -> bool:
-        return any(rate.kernel == kernel for rate in self.rates)
+        return kernel in self._by_kernel
+
+    @cached_property
+    def _by_kernel(self) -> dict[str, list[KernelRate]]:
+        found: dict[str, list[KernelRate]] = {}
+        for rate in self.rates:
+            found.setdefault(rate.kernel, []).append(rate)
+        return found
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, Shape], float]:
+        """Rates asked for before: planning asks for the same ones thousands of times."""
+        return {}
 
     def learn(self, found: Iterable[KernelRate]) -> DeviceProfile:
         """The profile with these measurements; one of a shape that is known counts a little, one that is new counts in full."""
@@ -103,10 +119,9 @@ def _from_dict(data: Mapping[str, Any]) -> DeviceProfile:
     return DeviceProfile(**numbers, rates=rates, device=str(data["device"]))
 
 
-@cache
-def _rate(rates: tuple[KernelRate, ...], kernel: str, shape: Shape) -> float | None:
+def _rate(rates: Iterable[KernelRate], shape: Shape) -> float | None:
     """The mean rate of the nearest measurements, the nearer the heavier."""
-    found = sorted((_distance(rate.shape, shape), rate.per_ms) for rate in rates if rate.kernel == kernel)[:_NEIGHBOURS]
+    found = sorted((_distance(rate.shape, shape), rate.per_ms) for rate in rates)[:_NEIGHBOURS]
     if not found:
         return None
     weights = [1 / (distance + 0.05) ** 2 for distance, _ in found]
