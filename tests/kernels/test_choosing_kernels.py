@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,11 +36,9 @@ INCREMENTS = {"disabled_rules": "full_when_cheaper"}
 
 
 @pytest.fixture
-def forgotten_library() -> Iterator[None]:
-    """The library is looked for anew within the test, and after it."""
-    native.library.cache_clear()
-    yield
-    native.library.cache_clear()
+def forgotten_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library is looked for anew within the test. Afterwards the one from before is back: prepared kernels are of it."""
+    monkeypatch.setattr(native, "library", functools.cache(native.library.__wrapped__))
 
 
 def kernels_of(settings: dict[str, object]) -> set[str]:
