@@ -14,6 +14,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from krypton.errors import PlanError
 
 _DEFAULT = Path(__file__).with_name("profile.json")
@@ -67,7 +70,7 @@ class DeviceProfile:
         """Multiplications per millisecond, from the nearest measurements of this kernel."""
         known = self._found.get((kernel, shape))
         if known is None:
-            known = _rate(self._by_kernel.get(kernel, []), shape) or self.multiply_adds_per_ms
+            known = _rate(*self._by_kernel[kernel], shape) if kernel in self._by_kernel else self.multiply_adds_per_ms
             self._found[kernel, shape] = known
         return known
 
@@ -75,11 +78,15 @@ class DeviceProfile:
         return kernel in self._by_kernel
 
     @cached_property
-    def _by_kernel(self) -> dict[str, list[KernelRate]]:
+    def _by_kernel(self) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """For each kernel the logarithms of its shapes (n, 3), in octaves, and of its rates (n,)."""
         found: dict[str, list[KernelRate]] = {}
         for rate in self.rates:
             found.setdefault(rate.kernel, []).append(rate)
-        return found
+        return {
+            kernel: (np.log2([[max(x, 1) for x in rate.shape] for rate in rates]), np.log([rate.per_ms for rate in rates]))
+            for kernel, rates in found.items()
+        }
 
     @cached_property
     def _found(self) -> dict[tuple[str, Shape], float]:
@@ -119,13 +126,12 @@ def _from_dict(data: Mapping[str, Any]) -> DeviceProfile:
     return DeviceProfile(**numbers, rates=rates, device=str(data["device"]))
 
 
-def _rate(rates: Iterable[KernelRate], shape: Shape) -> float | None:
+def _rate(shapes: NDArray[np.float64], rates: NDArray[np.float64], shape: Shape) -> float:
     """The mean rate of the nearest measurements, the nearer the heavier."""
-    found = sorted((_distance(rate.shape, shape), rate.per_ms) for rate in rates)[:_NEIGHBOURS]
-    if not found:
-        return None
-    weights = [1 / (distance + 0.05) ** 2 for distance, _ in found]
-    return math.exp(sum(w * math.log(ms) for w, (_, ms) in zip(weights, found, strict=True)) / sum(weights))
+    distances = np.sqrt(((shapes - np.log2([max(x, 1) for x in shape])) ** 2).sum(1))
+    nearest = np.argsort(distances)[:_NEIGHBOURS]
+    weights = 1 / (distances[nearest] + 0.05) ** 2
+    return float(np.exp((weights * rates[nearest]).sum() / weights.sum()))
 
 
 def _distance(a: Shape, b: Shape) -> float:
