@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from krypton.cache import cache_folder
 from krypton.errors import PlanError, unknown
 from krypton.ir.delta import Box, Delta
 from krypton.ir.graph import Function, Node
@@ -45,13 +46,6 @@ _HEADERS = sorted(Path(__file__).with_name("cpp").glob("*.h"))
 # fast-math lets the compiler use vector versions of exp, tanh and erf; linking without it keeps denormals as they are
 _COMPILE = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17", "-c")
 _LINK = ("-shared", "-fopenmp", "-lm")
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: `$KRYPTON_CACHE`, or krypton/ in the user's cache."""
-    if configured := os.environ.get("KRYPTON_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krypton"
 
 
 def compiler() -> str | None:

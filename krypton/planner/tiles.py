@@ -19,7 +19,7 @@ from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid, Masks, Occlusions, OcclusionTile, Tiling
 from krypton.kernels import DEFERRED
 from krypton.operators.base import Axis
-from krypton.planner.cost import BYTES, DeviceProfile, node_cost, weights_read
+from krypton.planner.cost import BYTES, DeviceProfile, Pricing
 from krypton.planner.fields import Fields
 from krypton.settings import Settings
 
@@ -77,10 +77,9 @@ class _Load:
         nodes = [node for node in graph if node.mode == "delta" and node.op != "image"]
         started = replace(profile, node_overhead_ms=0.0)  # that is paid per batch, not per pixel
         boxes = [Box(*(Interval(0, min(side, USUAL_SIDE)) for side in node.shape[1:])) for node in nodes]
-        per_pixel = [
-            node_cost(node, box, EVEN_RUN**2, started).milliseconds / box.area for node, box in zip(nodes, boxes, strict=True)
-        ]
-        weights = sum(weights_read(node, box, EVEN_RUN**2, profile) for node, box in zip(nodes, boxes, strict=True))
+        priced = [(Pricing(node, started), box) for node, box in zip(nodes, boxes, strict=True)]
+        per_pixel = [pricing.cost(box, EVEN_RUN**2).milliseconds / box.area for pricing, box in priced]
+        weights = sum(pricing.weights_read(box, EVEN_RUN**2) for pricing, box in priced)
         overhead = weights / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
         written = np.array([node.shape[0] * BYTES if node.kernel != DEFERRED else 0 for node in nodes], dtype=np.float64)
         return cls(Fields(graph), [node.id for node in nodes], np.array(per_pixel), written, float(overhead), profile)
@@ -129,16 +128,23 @@ def _split(extents: tuple[Array, Array], weights: Array, overhead: float, longes
     """The cheapest cut of a sequence into runs: a run of n costs overhead + n · Σ weights · (union of its fields)."""
     starts, stops = extents
     count = len(starts)
-    best = np.full(count + 1, np.inf)
-    best[0], cut = 0.0, np.zeros(count + 1, dtype=int)
+    # by length, and by first occlusion
+    runs = [
+        overhead + length * (np.maximum(stops[length - 1 :] - starts[: count - length + 1], 0.0) @ weights)
+        for length in range(1, min(longest, count) + 1)
+    ]
+    best, cut = [0.0], [0]
     for stop in range(1, count + 1):
-        for length in range(1, min(longest, stop) + 1):
-            first = stop - length
-            size = np.maximum(stops[stop - 1] - starts[first], 0.0)
-            cost = best[first] + overhead + length * float(weights @ size)
-            if cost < best[stop]:
-                best[stop], cut[stop] = cost, first
-    runs, stop = [], count
+        firsts = range(max(stop - longest, 0), stop)
+        cheapest, first = min((best[first] + float(runs[stop - first - 1][first]), first) for first in firsts)
+        best.append(cheapest)
+        cut.append(first)
+    return _runs(cut)
+
+
+def _runs(cut: Sequence[int]) -> list[range]:
+    """The runs of a shortest path; `cut` has for every place where a run may stop where it starts then."""
+    runs, stop = [], len(cut) - 1
     while stop:
         runs.append(range(int(cut[stop]), stop))
         stop = int(cut[stop])
@@ -163,7 +169,7 @@ def _split_boxes(extents: list[tuple[Array, Array]], weights: Array, overhead: f
     (tops, bottoms), (lefts, rights) = extents
     count = len(tops)
     best = np.full(count + 1, np.inf)
-    best[0], cut = 0.0, np.zeros(count + 1, dtype=int)
+    best[0], cut = 0.0, [0] * (count + 1)
     for first in range(count):
         bounds = [tops[first].copy(), bottoms[first].copy(), lefts[first].copy(), rights[first].copy()]
         for stop in range(first + 1, min(first + longest, count) + 1):
@@ -176,11 +182,7 @@ def _split_boxes(extents: list[tuple[Array, Array]], weights: Array, overhead: f
             cost = best[first] + overhead + (stop - first) * float(weights @ area)
             if cost < best[stop]:
                 best[stop], cut[stop] = cost, first
-    runs, stop = [], count
-    while stop:
-        runs.append(range(int(cut[stop]), stop))
-        stop = int(cut[stop])
-    return runs[::-1]
+    return _runs(cut)
 
 
 def _interleave(y: int, x: int) -> int:

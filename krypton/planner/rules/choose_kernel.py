@@ -14,7 +14,7 @@ from krypton.ir.graph import Node
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import KERNELS, able, choose, find
 from krypton.kernels.whole import able_whole
-from krypton.planner.cost import kernel_costs, whole_box
+from krypton.planner.cost import Pricing, sizes, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
 from krypton.planner.tiles import sample
@@ -33,7 +33,7 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
             return replace(node, kernel=_whole(node, tensor.head_batch, wanted, context))
         if node.mode not in ("delta", "project"):
             return node
-        boxes = Counter((fields.box(node, tile.rows, tile.columns), len(tile.indices)) for tile in tiles)
+        boxes = sizes(fields, node, tiles)
         ranked = rank(node, boxes, context, exact=not context.settings["tolerance"])
         if len(ranked) > 1:
             alternatives[node.id] = tuple(ranked)
@@ -50,8 +50,9 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
 def rank(node: Node, boxes: Counter[tuple[Box, int]], context: Context, *, exact: bool) -> list[tuple[str, float]]:
     """(kernel, milliseconds per occlusion) of all that can run a node, the fastest first; boxes with their batches."""
     totals: dict[str, float] = defaultdict(float)
+    pricing = Pricing(node, context.profile, context.device, exact=exact)
     for (box, batch), count in boxes.items():
-        for cost in kernel_costs(node, box, batch, context.profile, context.device, exact=exact):
+        for cost in pricing.kernels(box, batch):
             totals[cost.kernel] += cost.milliseconds * count / boxes.total()
     return sorted(totals.items(), key=lambda item: item[1])
 
