@@ -178,8 +178,8 @@ def _with_halving(
     if values is not None:
         yield tile, values
         return
-    for half in (tile.indices[:middle], tile.indices[middle:]):
-        yield from _with_halving(program, occluder, OcclusionTile(half, tile.rows, tile.columns))
+    for half in (slice(middle), slice(middle, None)):
+        yield from _with_halving(program, occluder, tile.part(half))
 
 
 @contextlib.contextmanager

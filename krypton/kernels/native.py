@@ -39,7 +39,7 @@ NATIVE_FUNCTIONS = {
     "leaky_relu": 10,
 }
 MOST_TERMS = 8
-ENDING_INTEGERS = 19 + 9 * MOST_TERMS
+ENDING_INTEGERS = 22 + 9 * MOST_TERMS
 
 _SOURCES = sorted(Path(__file__).with_name("cpp").glob("*.cpp"))
 _HEADERS = sorted(Path(__file__).with_name("cpp").glob("*.h"))
@@ -194,7 +194,7 @@ class Ending:
             data.data_ptr(), batch, height, width, channels, *strides(data),
             rows.start - top, rows.stop - top, columns.start - left, columns.stop - left,
             *((base.data_ptr(), *strides(base)[1:]) if base is not None else (0, 0, 0)), self._number, len(terms),
-            0 if own is None else own.data_ptr(), int(absolute),
+            0 if own is None else own.data_ptr(), int(absolute), rows.start, columns.start, fields_of(target),
         ]  # fmt: skip
         for delta, scale in terms:
             (r0, r1), (c0, c1) = delta.rows, delta.columns
@@ -209,6 +209,15 @@ class Ending:
 def per_channel(scale: Tensor | None, channels: int) -> bool:
     """Is this a scale (C,) that compiled code can read, or none?"""
     return scale is None or (scale.shape == (channels,) and scale.dtype == torch.float32 and scale.is_contiguous())
+
+
+def fields_of(delta: Delta) -> int:
+    """Where the occlusions' own fields are, 0 where they are not known."""
+    fields = delta.fields
+    if fields is None:
+        return 0
+    fitting(fields.shape == (delta.data.shape[0], 4) and fields.dtype == torch.int64 and fields.is_contiguous())
+    return fields.data_ptr()
 
 
 def source(delta: Delta) -> list[int]:

@@ -111,7 +111,7 @@ def _runner(node: Node, call: Callable[..., None], describe: Describe, *, begins
             beginning, source = _gate(source), source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
         integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
-        call(native.integers(integers + beginning + _parts(source)), parameters)
+        call(native.integers([*integers, *beginning, native.fields_of(source), *_parts(source)]), parameters)
 
     return run
 

@@ -36,6 +36,7 @@ class Fields:
             for node, consumers in ((n, graph.consumers()[n.id]) for n in self._tracked)
         }
         self._memory: tuple[dict[Interval, dict[int, Span]], ...] = ({}, {})
+        self._changed: tuple[dict[Interval, dict[int, Interval]], ...] = ({}, {})
 
     def axis(self, axis: Axis, occluded: Interval) -> dict[int, Span]:
         """Spans by node id, when the occluded pixels lie within this interval of the axis."""
@@ -50,6 +51,12 @@ class Fields:
 
     def changed(self, axis: Axis, occluded: Interval) -> dict[int, Interval]:
         """Just the fields."""
+        known = self._changed[axis].get(occluded)
+        if known is None:
+            known = self._changed[axis][occluded] = self._propagate(axis, occluded)
+        return known
+
+    def _propagate(self, axis: Axis, occluded: Interval) -> dict[int, Interval]:
         fields: dict[int, Interval] = {self.graph.image.id: occluded}
         for node in self._tracked:
             if node.op != "image":
