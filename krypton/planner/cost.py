@@ -19,7 +19,7 @@ from krypton.operators.base import operator_of
 from krypton.planner.fields import Fields
 from krypton.planner.profile import DeviceProfile, Shape
 
-__all__ = ["BYTES", "DeviceProfile", "KernelCost", "Pricing", "plan_costs", "sizes", "whole_box"]
+__all__ = ["BYTES", "DeviceProfile", "Extent", "KernelCost", "Pricing", "plan_costs", "sizes", "whole_box"]
 
 BYTES = 4  # of a float32
 CPU = torch.device("cpu")
@@ -43,23 +43,28 @@ class Pricing:
         best = max((kernel.priority for kernel in self._known), default=0)
         self._believed = [k for k in kernels if k not in self._known and (k.priority > best or not self._known)]
 
-    def kernels(self, box: Box, batch: int) -> list[KernelCost]:
-        """Every kernel that can run the node's own arithmetic, the cheapest first; the one that is set, if one is."""
-        costs = [self._with(kernel, box, batch) for kernel in self._known]
+    def kernels(self, box: Box, batch: int, own: Box | None = None) -> list[KernelCost]:
+        """Every kernel that can run the node's own arithmetic, the cheapest first; the one that is set, if one is.
+
+        `box` is that of all occlusions together, `own` that of one of them, which is all that fused kernels work on.
+        """
+        own = box if own is None else own
+        costs = [self._with(kernel, box, batch, own) for kernel in self._known]
         costs.sort(key=lambda cost: cost.milliseconds)
-        claims = [self._with(kernel, box, batch) for kernel in self._believed]
+        claims = [self._with(kernel, box, batch, own) for kernel in self._believed]
         if costs:
             claims = [KernelCost(claim.kernel, 0.99 * costs[0].milliseconds) for claim in claims]
         return [*claims, *costs]
 
-    def cost(self, box: Box, batch: int) -> Cost:
-        """One occlusion's share of the node when its output has this box, in a batch of this size."""
+    def cost(self, box: Box, batch: int, own: Box | None = None) -> Cost:
+        """One occlusion's share of the node when its output has this box, in a batch of this size; `own` as in `kernels`."""
         node, profile = self._node, self._profile
         whole = node.shape[1:] if node.spatial else (1, 1)
-        multiply_adds = 0 if box.empty else self._operator.multiply_adds(node, *(i.size for i in box))
+        worked = own if own is not None and self.tight else box
+        multiply_adds = 0 if worked.empty else self._operator.multiply_adds(node, *(i.size for i in worked))
         moved = 0 if node.kernel == DEFERRED else _ending_bytes(node, box)
         streamed = _weight_bytes(node) / batch
-        kernels = self.kernels(box, batch)
+        kernels = self.kernels(box, batch, own)
         if kernels:
             milliseconds = kernels[0].milliseconds
         else:
@@ -79,8 +84,14 @@ class Pricing:
         work = find("conv", kernels[0].kernel).work if kernels else None
         return (work or self._operator.multiply_adds)(self._node, 1, 1) * BYTES
 
-    def _with(self, kernel: Kernel, box: Box, batch: int) -> KernelCost:
+    @property
+    def tight(self) -> bool:
+        """Is each occlusion computed in its own field, not in the box of all?"""
+        return any(kernel.fused for kernel in (*self._believed, *self._known))
+
+    def _with(self, kernel: Kernel, box: Box, batch: int, own: Box) -> KernelCost:
         node, profile = self._node, self._profile
+        box = own if kernel.fused else box
         work = (kernel.work or self._operator.multiply_adds)(node, box.rows.size, box.columns.size) if box.area else 0
         spent = work / profile.rate(kernel.name, matrix_shape(node, box, batch))
         if not kernel.fused:  # its ending is another pass over memory
@@ -117,12 +128,21 @@ def whole_box(node: Node) -> Box:
     return Box(Interval(0, height), Interval(0, width))
 
 
-def sizes(fields: Fields, node: Node, tiles: Iterable[OcclusionTile]) -> Counter[tuple[Box, int]]:
-    """How many tiles have a box of each size, moved to the origin, and a batch of each size: costs are of sizes alone."""
-    found: Counter[tuple[Box, int]] = Counter()
+class Extent(NamedTuple):
+    """The size of a node's output in a tile: the box that all occlusions share, that of a single one, and how many they are."""
+
+    box: Box
+    own: Box
+    batch: int
+
+
+def sizes(fields: Fields, node: Node, tiles: Iterable[OcclusionTile]) -> Counter[Extent]:
+    """How many tiles have which extent; boxes are moved to the origin, for costs are of sizes alone."""
+    found: Counter[Extent] = Counter()
     for tile in tiles:
         rows, columns = fields.box(node, tile.rows, tile.columns)
-        found[Box(make(0, rows.size), make(0, columns.size)), len(tile.indices)] += 1
+        box = Box(make(0, rows.size), make(0, columns.size))
+        found[Extent(box, fields.typical_box(node, tile), len(tile.indices))] += 1
     return found
 
 
@@ -145,7 +165,7 @@ def plan_costs(
             costs[node.id] = pricing.cost(whole_box(node), head_batch)
             continue
         weighted = sizes(fields, node, tiles)
-        average = [(pricing.cost(box, batch), count * batch) for (box, batch), count in weighted.items()]
+        average = [(pricing.cost(box, batch, own), count * batch) for (box, own, batch), count in weighted.items()]
         shown = pricing.cost(fields.box(node, middle.rows, middle.columns), len(middle.indices))
         costs[node.id] = Cost(
             shown.field,

@@ -1,7 +1,8 @@
 """Gathering occlusions into tiles: neighbours share boxes, so that one batch has one geometry (design, section 2).
 
-A tile costs the arithmetic of its boxes for each of its occlusions, and an overhead once: operators started, weights read.
-Large tiles waste arithmetic, small ones overhead. Fields are monotone, so the box of a run of neighbours is found from the
+A tile costs an overhead once: operators started, weights read; and for each of its occlusions the arithmetic, of its own field
+where kernels leave out the rest, of the tile's box elsewhere, and memory that is written for the whole box. Large tiles
+waste the latter, small ones overhead. Fields are monotone, so the box of a run of neighbours is found from the
 fields of its first and its last; the best split of an axis then is a shortest path (dynamic programming).
 """
 
@@ -24,8 +25,8 @@ from krypton.planner.fields import Fields
 from krypton.settings import Settings
 
 LONGEST_RUN = 8
-MOST_TOGETHER = 64
-TOGETHER = (9, 12, 16, 20, 25, 32, 48, 64)  # the bounds that are tried on occlusions per tile
+MOST_TOGETHER = 36  # more do not pay: what a batch writes leaves the caches
+TOGETHER = (9, 12, 16, 20, 25, 30, 36)  # the bounds that are tried on occlusions per tile
 EVEN_RUN = 4
 USUAL_SIDE = 14  # of the boxes that costs per pixel are taken from
 ROUNDS = 2
@@ -67,7 +68,7 @@ class _Load:
 
     fields: Fields
     ids: list[int]
-    per_pixel: Array  # (nodes,) milliseconds for one output pixel of one occlusion
+    per_pixel: Array  # (nodes,) milliseconds for one pixel of the box, and one occlusion
     bytes_per_pixel: Array  # (nodes,) written for one output pixel of one occlusion
     overhead: float  # milliseconds per batch
     profile: DeviceProfile
@@ -78,10 +79,14 @@ class _Load:
         started = replace(profile, node_overhead_ms=0.0)  # that is paid per batch, not per pixel
         boxes = [Box(*(Interval(0, min(side, USUAL_SIDE)) for side in node.shape[1:])) for node in nodes]
         priced = [(Pricing(node, started), box) for node, box in zip(nodes, boxes, strict=True)]
-        per_pixel = [pricing.cost(box, EVEN_RUN**2).milliseconds / box.area for pricing, box in priced]
+        written = np.array([node.shape[0] * BYTES if node.kernel != DEFERRED else 0 for node in nodes], dtype=np.float64)
+        # what is computed in own fields alone takes as long in any tiling; their boxes are written all the same
+        per_pixel = [
+            float(size) / profile.bytes_per_ms if pricing.tight else pricing.cost(box, EVEN_RUN**2).milliseconds / box.area
+            for (pricing, box), size in zip(priced, written, strict=True)
+        ]
         weights = sum(pricing.weights_read(box, EVEN_RUN**2) for pricing, box in priced)
         overhead = weights / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
-        written = np.array([node.shape[0] * BYTES if node.kernel != DEFERRED else 0 for node in nodes], dtype=np.float64)
         return cls(Fields(graph), [node.id for node in nodes], np.array(per_pixel), written, float(overhead), profile)
 
     def extents(self, axis: Axis, occluded: Sequence[Interval]) -> tuple[Array, Array]:
@@ -92,7 +97,7 @@ class _Load:
         return starts, stops
 
     def milliseconds(self, axes: list[tuple[Array, Array]], tiling: Tiling) -> float:
-        """What all tiles take, memory included: what a batch writes, and reads again, should stay in the cache."""
+        """What all tiles take besides what any tiling does: what a batch writes, and reads again, should stay in the cache."""
         sizes, counts = [], []
         for (starts, stops), runs in zip(axes, (tiling.rows, tiling.columns), strict=True):
             sizes.append(np.stack([np.maximum(stops[run.stop - 1] - starts[run.start], 0.0) for run in runs]))
