@@ -151,7 +151,8 @@ class Query:
             for batch in execution:
                 answer.take(batch)
                 yield answer
-            self._profiles.learn(plan.device, observed(plan, execution.actual))
+            if not execution.trimmed:  # else there was less to do than the plan says
+                self._profiles.learn(plan.device, observed(plan, execution.actual))
 
     def _prepared(self, index: int) -> Prepared:
         if index > 0:
