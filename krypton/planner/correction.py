@@ -27,7 +27,7 @@ COVERAGE = 0.9
 # Standard deviations of a factor's natural logarithm before anything is known: what a device's parts have in common, what each
 # part has besides, what a model has, and what each of its parts has.
 _DEVICE, _PART, _MODEL, _PART_OF_MODEL = 0.4, 0.25, 0.1, 0.12
-_WIDER = {"precision": 4.0}  # whether a proposal of low precision has to be mended depends on the model
+_WIDER = {"precision": 4.0}  # ... of a model: whether a proposal of low precision has to be mended depends on it
 _NOISE = 0.07
 _DRIFT = 0.06  # of a machine's speed, from when queries were seen to when the next one runs
 _JITTER_MS = 10.0  # what comes and goes in any query, and hurts the estimates of short ones
@@ -91,7 +91,7 @@ class _Regression:
         deviating = np.einsum("qm,pt->qpmt", own, of_model).reshape(len(queries), len(parts), -1)
         self.terms: Array = np.concatenate([every, deviating], 2)
         """(queries, parts, terms): 1 where a term is part of the logarithm of a part's factor."""
-        deviations = [_DEVICE, *(_PART * wider), *np.tile([_MODEL, *(_PART_OF_MODEL * wider)], len(models))]
+        deviations = [_DEVICE, *[_PART] * len(parts), *np.tile([_MODEL, *(_PART_OF_MODEL * wider)], len(models))]
         self.precision: Array = 1 / np.square(deviations)
 
     def fit(self) -> tuple[float, float]:

@@ -26,7 +26,7 @@ def naive_bytes(plan: QueryPlan, inference: Inference) -> int:
     return round(_PROCESS + _FRAGMENTED * alive)
 
 
-def incremental_bytes(plan: QueryPlan, tensor: TensorPlan) -> int:
+def incremental_bytes(plan: QueryPlan, tensor: TensorPlan, fields: Fields) -> int:
     """Kept views and logits, and the largest of what comes one after the other: views, tiles, head. Without weights."""
     graph = tensor.graph
     logits = plan.occlusions.count * math.prod(graph.index()[graph.output].shape) * BYTES
@@ -35,7 +35,7 @@ def incremental_bytes(plan: QueryPlan, tensor: TensorPlan) -> int:
     head = [node for node in graph if node.mode in ("full", "once") and node.op != "image"]
     crossing = sum(math.prod(node.shape) for node in graph if node.mode == "project") * BYTES
     waiting = 2 * crossing * (tensor.head_batch + max(len(tile.indices) for tile in tiles))  # parts, and they put together
-    running = max(_trunk_peak(graph, tiles), _whole_peak(head, tensor.head_batch))
+    running = max(_trunk_peak(graph, tiles, fields), _whole_peak(head, tensor.head_batch))
     return round(kept + _FRAGMENTED * max(_whole_peak(graph.nodes, 1), running + waiting))
 
 
@@ -57,9 +57,8 @@ def _whole_peak(nodes: Iterable[Node], batch: int) -> int:
     return _peak(list(nodes), lambda node: sizes[node.id], lambda node: sizes[node.id] if node.epilogue else 0)
 
 
-def _trunk_peak(graph: Graph, tiles: list[OcclusionTile]) -> int:
+def _trunk_peak(graph: Graph, tiles: list[OcclusionTile], fields: Fields) -> int:
     """The deltas of the tile that needs most; those that are written into another's buffer take no memory of their own."""
-    fields = Fields(graph)
     trunk = [node for node in graph if node.mode in ("delta", "project")]
     peak = 0
     for tile in _largest(tiles):

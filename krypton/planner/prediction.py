@@ -86,13 +86,14 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
     assert plan.tensor is not None
     tensor, graph, count = plan.tensor, plan.tensor.graph, plan.occlusions.count
     tiles = tensor.tiling.tiles(plan.occlusions)
-    costs = plan_costs(graph, Fields(graph), sample(tiles, _TILES), tensor.head_batch, profile, torch.device(plan.device))
+    fields = Fields(graph)
+    costs = plan_costs(graph, fields, sample(tiles, _TILES), tensor.head_batch, profile, torch.device(plan.device))
     trunk = [node.id for node in graph if node.mode in ("delta", "project") and node.op != "image"]
     inside, inference = set(trunk), of_graph(graph)
     starting = len(trunk) * profile.node_overhead_ms
     deltas = sum(costs[node].milliseconds for node in trunk) * count
     head = sum(cost.milliseconds for node, cost in costs.items() if node not in inside and node != graph.image.id) * count
-    memory, weights = incremental_bytes(plan, tensor), 0 if prepared else prepared_bytes(graph)
+    memory, weights = incremental_bytes(plan, tensor, fields), 0 if prepared else prepared_bytes(graph)
     parts = {
         "memory": _first_written(memory, profile),
         "views": inference.milliseconds(1, profile) * (1 if tensor.view_scope == "query" else 1 + len(tiles)),

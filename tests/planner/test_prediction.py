@@ -13,6 +13,7 @@ from torch import nn
 from krypton.ir.geometry import Interval
 from krypton.ir.occlusions import Grid, Tiling
 from krypton.ir.plan import QueryPlan
+from krypton.planner.fields import Fields
 from krypton.planner.footprint import incremental_bytes, prepared_bytes
 from krypton.planner.inference import watch
 from krypton.planner.optimizer import plan_query
@@ -104,4 +105,5 @@ def test_larger_tiles_take_more_memory() -> None:
     assert small.tensor is not None
     whole = Tiling(rows=(Interval(0, rows),), columns=(Interval(0, columns),))
     large = replace(small.tensor, tiling=whole)
-    assert incremental_bytes(small, large) > incremental_bytes(small, small.tensor)
+    fields = Fields(large.graph)
+    assert incremental_bytes(small, large, fields) > incremental_bytes(small, small.tensor, fields)
