@@ -116,15 +116,17 @@ class Catalog:
 
     # Finished queries
 
-    def finished_queries(self, device: str, most: int) -> list[tuple[str, str, float]]:
-        """(model, predicted milliseconds by part as JSON, seconds) of the latest queries on a device."""
+    def finished_queries(self, device: str) -> list[tuple[str, str, float]]:
+        """(model, predicted milliseconds by part as JSON, seconds) of a device's queries, the latest first."""
         select = f"SELECT model, predicted, seconds FROM {self._schema}.queries WHERE device = ?"
-        return self._rows(f"{select} ORDER BY created DESC LIMIT ?", [device, most])
+        return self._rows(f"{select} ORDER BY created DESC", [device])
 
-    def put_query(self, device: str, model: str, predicted: str, seconds: float) -> None:
-        """Note a query that ended."""
+    def put_query(self, device: str, model: str, predicted: str, seconds: float, most: int) -> None:
+        """Note a query that ended; of each device the latest `most` are kept."""
         into = f"INSERT INTO {self._schema}.queries (device, model, predicted, seconds) VALUES (?, ?, ?, ?)"
         self._rows(into, [device, model, predicted, seconds])
+        first = f"SELECT created FROM {self._schema}.queries WHERE device = ? ORDER BY created DESC LIMIT 1 OFFSET ?"
+        self._rows(f"DELETE FROM {self._schema}.queries WHERE device = ? AND created <= ({first})", [device, device, most])
 
     def forget_queries(self, device: str) -> None:
         """Drop what is known of a device's queries."""

@@ -18,7 +18,7 @@ from krypton.planner.correction import Finished
 from krypton.planner.profile import DeviceProfile, KernelRate
 
 MOST_QUERIES = 200
-"""So many of a device's finished queries correct an estimate: machines change."""
+"""So many of a device's finished queries are kept to correct estimates: machines change."""
 
 
 class Profiles:
@@ -49,14 +49,14 @@ class Profiles:
             self._keep(device, self.of(device).learn(rates))
 
     def finished(self, device: str, threads: int | None = None) -> list[Finished]:
-        """The queries that ended on a device, with so many threads (None: as it is), the latest of them."""
-        rows = self._catalog.finished_queries(device_name(torch.device(device), threads), MOST_QUERIES)
+        """The queries that ended on a device, with so many threads (None: as it is), the latest first."""
+        rows = self._catalog.finished_queries(device_name(torch.device(device), threads))
         return [Finished(model, json.loads(milliseconds), seconds) for model, milliseconds, seconds in rows]
 
     def remember(self, device: str, query: Finished, threads: int | None = None) -> None:
         """Note a query that ended."""
         name = device_name(torch.device(device), threads)
-        self._catalog.put_query(name, query.model, json.dumps(dict(query.milliseconds)), query.seconds)
+        self._catalog.put_query(name, query.model, json.dumps(dict(query.milliseconds)), query.seconds, MOST_QUERIES)
 
     def _kept(self, device: str) -> DeviceProfile | None:
         text = self._catalog.get_profile(device_name(torch.device(device)))

@@ -167,21 +167,21 @@ def test_a_catalog_of_an_earlier_version_gets_the_tables_that_it_lacks(version: 
     second = Catalog(file)
     assert second.find_model("net") == FULL
     second.put_profile("cpu", "{}")
-    second.put_query("cpu", "net", "{}", 1.5)
-    assert second.finished_queries("cpu", 10) == [("net", "{}", 1.5)]
+    second.put_query("cpu", "net", "{}", 1.5, 10)
+    assert second.finished_queries("cpu") == [("net", "{}", 1.5)]
     second.close()
     Catalog(file).close()  # is of this version now
 
 
-def test_finished_queries_are_kept_by_device_the_latest_first() -> None:
+def test_the_latest_finished_queries_of_each_device_are_kept() -> None:
     catalog = Catalog()
+    catalog.put_query("cuda", "net", "{}", 9.0, 2)
     for number in range(4):
-        catalog.put_query("cpu", f"net{number}", "{}", float(number))
-    catalog.put_query("cuda", "net", "{}", 9.0)
-    assert [row[0] for row in catalog.finished_queries("cpu", 2)] == ["net3", "net2"]
+        catalog.put_query("cpu", f"net{number}", "{}", float(number), 2)
+    assert [row[0] for row in catalog.finished_queries("cpu")] == ["net3", "net2"]
     catalog.forget_queries("cpu")
-    assert catalog.finished_queries("cpu", 2) == []
-    assert len(catalog.finished_queries("cuda", 2)) == 1
+    assert catalog.finished_queries("cpu") == []
+    assert len(catalog.finished_queries("cuda")) == 1
 
 
 def test_a_closed_catalog_says_so() -> None:

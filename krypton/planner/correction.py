@@ -92,24 +92,27 @@ class _Regression:
         self.terms: Array = np.concatenate([every, deviating], 2)
         """(queries, parts, terms): 1 where a term is part of the logarithm of a part's factor."""
         deviations = [_DEVICE, *[_PART] * len(parts), *np.tile([_MODEL, *(_PART_OF_MODEL * wider)], len(models))]
-        self.precision: Array = 1 / np.square(deviations)
+        self.variances: Array = np.square(deviations)
 
     def fit(self) -> tuple[float, float]:
-        """The logarithm of the last query's milliseconds, and its standard deviation."""
-        factors = np.zeros(len(self.precision))
-        noise = self.noise
+        """The logarithm of the last query's milliseconds, and its standard deviation.
+
+        In the form that inverts a matrix of queries, not of terms: there may be many models.
+        """
+        factors = np.zeros(len(self.variances))
         for _ in range(_ROUNDS):
             sums, slopes = self._sums(factors)
             residuals = self.seconds - sums[:-1]
             # reweighting: the larger a residual, the noisier the query is taken to be
             noise = self.noise[:-1] * (_DISTURBED + residuals**2 / self.noise[:-1]) / (_DISTURBED + 1)
-            weighted = slopes[:-1].T / noise
-            curvature = weighted @ slopes[:-1] + np.diag(self.precision)
-            factors = factors + np.linalg.solve(curvature, weighted @ residuals - self.precision * factors)
+            spread = slopes[:-1] * self.variances
+            covariance = spread @ slopes[:-1].T + np.diag(noise)
+            factors = spread.T @ np.linalg.solve(covariance, residuals + slopes[:-1] @ factors)
         sums, slopes = self._sums(factors)
-        surprise = float(((self.seconds - sums[:-1]) ** 2 / noise).sum() + (self.precision * factors**2).sum())
+        surprise = float(((self.seconds - sums[:-1]) ** 2 / noise).sum() + (factors**2 / self.variances).sum())
         scale = (_CERTAINTY + surprise) / (_CERTAINTY + len(self.seconds))
-        variance = float(slopes[-1] @ np.linalg.solve(curvature, slopes[-1])) + self.noise[-1]
+        shared = spread @ slopes[-1]
+        variance = float(self.variances @ slopes[-1] ** 2 - shared @ np.linalg.solve(covariance, shared)) + self.noise[-1]
         return float(sums[-1]), math.sqrt(variance * scale + _DRIFT**2)
 
     def _sums(self, factors: Array) -> tuple[Array, Any]:
