@@ -27,7 +27,8 @@ COVERAGE = 0.9
 # Standard deviations of a factor's natural logarithm before anything is known: what a device's parts have in common, what each
 # part has besides, what a model has, and what each of its parts has.
 _DEVICE, _PART, _MODEL, _PART_OF_MODEL = 0.4, 0.25, 0.1, 0.12
-_WIDER = {"precision": 4.0}  # ... of a model: whether a proposal of low precision has to be mended depends on it
+_WIDER = {"precision": 3.0}  # ... of a model: whether proposals of low precision have to be mended depends on it
+_VARYING = {"precision": 0.4}  # ... of a query: and on the image
 _NOISE = 0.07
 _DRIFT = 0.06  # of a machine's speed, from when queries were seen to when the next one runs
 _JITTER_MS = 10.0  # what comes and goes in any query, and hurts the estimates of short ones
@@ -80,7 +81,9 @@ class _Regression:
         self.seconds: Array = np.log([1e3 * query.seconds for query in queries[:-1]])
         with np.errstate(divide="ignore"):
             self.parts: Array = np.log(table)
-        self.noise: Array = _NOISE**2 + (_JITTER_MS / table.sum(1)) ** 2
+        varying = np.array([_VARYING.get(part, 0.0) for part in parts])
+        totals = table.sum(1)
+        self.noise: Array = _NOISE**2 + (_JITTER_MS / totals) ** 2 + (table / totals[:, None] * varying).sum(1) ** 2
         # terms: of the device, of every part, and of each model both again
         wider = np.array([_WIDER.get(part, 1.0) for part in parts])
         common, apart = np.ones((len(parts), 1)), np.eye(len(parts))

@@ -15,15 +15,17 @@ from krypton.planner.fields import Fields
 from krypton.planner.inference import Inference
 from krypton.planner.whole import last_uses
 
-_PROCESS = 12 * 2**20  # libraries' buffers, and their code that runs for the first time
-_FRAGMENTED = 2.0  # what the heap takes for blocks of many sizes that come and go, per byte that is alive
+_PROCESS = 24 * 2**20  # libraries' buffers, and their code that runs for the first time
+# what the heap takes per byte that is alive, for blocks of many sizes come and go: ...
+_SAME_BATCHES = 1.75  # ... the same ones with every batch
+_OTHER_TILES = 2.5  # ... others with every tile
 
 
 def naive_bytes(plan: QueryPlan, inference: Inference) -> int:
     """Full inference of a batch of occluded images, which are there besides what the model computes of them."""
     size = min(plan.batch, plan.occlusions.count)
     alive = size * (inference.peak_bytes + 2 * math.prod(plan.input_shape) * BYTES)
-    return round(_PROCESS + _FRAGMENTED * alive)
+    return round(_PROCESS + _SAME_BATCHES * alive)
 
 
 def incremental_bytes(plan: QueryPlan, tensor: TensorPlan, fields: Fields) -> int:
@@ -36,7 +38,7 @@ def incremental_bytes(plan: QueryPlan, tensor: TensorPlan, fields: Fields) -> in
     crossing = sum(math.prod(node.shape) for node in graph if node.mode == "project") * BYTES
     waiting = 2 * crossing * (tensor.head_batch + max(len(tile.indices) for tile in tiles))  # parts, and they put together
     running = max(_trunk_peak(graph, tiles, fields), _whole_peak(head, tensor.head_batch))
-    return round(kept + _FRAGMENTED * max(_whole_peak(graph.nodes, 1), running + waiting))
+    return round(kept + _OTHER_TILES * max(_whole_peak(graph.nodes, 1), running + waiting))
 
 
 def prepared_bytes(graph: Graph) -> int:
