@@ -72,6 +72,13 @@ def test_the_interval_narrows_with_what_is_known_and_widens_with_its_spread() ->
     assert width("net", steady) < width("net", scattered)
 
 
+def test_nobody_is_sure_whether_low_precision_has_to_be_mended() -> None:
+    parts = {"deltas": 500.0, "precision": 500.0}
+    known = [Finished("net", parts, 1.0) for _ in range(12)] + [Finished("net", asked(500), 0.55) for _ in range(12)]
+    found = correct(parts, "net", known)
+    assert found.high / found.low > 1.1 * width("net", known)
+
+
 def test_nine_of_ten_queries_end_within_the_interval() -> None:
     generator = random.Random(1)
     inside = 0
