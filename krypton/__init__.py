@@ -22,6 +22,7 @@ from krypton.errors import (
 
 if TYPE_CHECKING:
     from krypton.api import explain_occlusion
+    from krypton.estimates import Estimate
     from krypton.query import Query
     from krypton.results import Heatmap
     from krypton.session import Connection, connect
@@ -33,6 +34,7 @@ __all__ = [
     "CaptureError",
     "CatalogError",
     "Connection",
+    "Estimate",
     "ExecutionError",
     "Heatmap",
     "ImageError",
@@ -48,6 +50,7 @@ __all__ = [
 
 _WHERE = {
     "Connection": "krypton.session",
+    "Estimate": "krypton.estimates",
     "Heatmap": "krypton.results",
     "Query": "krypton.query",
     "connect": "krypton.session",

@@ -1,8 +1,9 @@
 """The catalog: the embedded DuckDB that one session works with, in memory or in a file, and Krypton's own tables in it.
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
-that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices, for
-`profiles`). The user's tables are the user's: their statements reach DuckDB unchanged, over the same connection.
+that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices) and
+`queries` (how long those that ended took), both for `profiles`. The user's tables are the user's: their statements reach
+DuckDB unchanged, over the same connection.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from krypton.duckdb_calls import interruptible, told
 from krypton.errors import BindError, CatalogError
 from krypton.models import Definition
 
-VERSION = 2
+VERSION = 3
 MEMORY = ":memory:"
 
 _TABLES = """
@@ -32,6 +33,9 @@ CREATE TABLE IF NOT EXISTS {schema}.graphs (
 );
 CREATE TABLE IF NOT EXISTS {schema}.profiles (
     device VARCHAR, profile VARCHAR, created TIMESTAMP DEFAULT current_timestamp
+);
+CREATE TABLE IF NOT EXISTS {schema}.queries (
+    device VARCHAR, model VARCHAR, predicted VARCHAR, seconds DOUBLE, created TIMESTAMP DEFAULT current_timestamp
 );
 """
 _FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
@@ -110,6 +114,24 @@ class Catalog:
         self._rows(f"DELETE FROM {self._schema}.profiles WHERE device = ?", [device])
         self._rows(f"INSERT INTO {self._schema}.profiles (device, profile) VALUES (?, ?)", [device, profile])
 
+    # Finished queries
+
+    def finished_queries(self, device: str) -> list[tuple[str, str, float]]:
+        """(model, predicted milliseconds by part as JSON, seconds) of a device's queries, the latest first."""
+        select = f"SELECT model, predicted, seconds FROM {self._schema}.queries WHERE device = ?"
+        return self._rows(f"{select} ORDER BY created DESC", [device])
+
+    def put_query(self, device: str, model: str, predicted: str, seconds: float, most: int) -> None:
+        """Note a query that ended; of each device the latest `most` are kept."""
+        into = f"INSERT INTO {self._schema}.queries (device, model, predicted, seconds) VALUES (?, ?, ?, ?)"
+        self._rows(into, [device, model, predicted, seconds])
+        first = f"SELECT created FROM {self._schema}.queries WHERE device = ? ORDER BY created DESC LIMIT 1 OFFSET ?"
+        self._rows(f"DELETE FROM {self._schema}.queries WHERE device = ? AND created <= ({first})", [device, device, most])
+
+    def forget_queries(self, device: str) -> None:
+        """Drop what is known of a device's queries."""
+        self._rows(f"DELETE FROM {self._schema}.queries WHERE device = ?", [device])
+
     # The user's statements and tables
 
     def sql(self, statement: str, params: Mapping[str, Any] | None = None) -> Any:
@@ -179,7 +201,7 @@ class Catalog:
         ).fetchall()
         if existing:
             version = self._connection.execute(f"SELECT version FROM {self._schema}.about").fetchall()
-            if version == [(1,)]:  # lacks tables that can be made now
+            if version in ([(1,)], [(2,)]):  # lacks tables that can be made now
                 self._connection.execute(f"BEGIN; {tables} UPDATE {self._schema}.about SET version = {VERSION}; COMMIT;")
             elif version != [(VERSION,)]:
                 raise CatalogError(

@@ -7,6 +7,7 @@ once more. So code that no fingerprint sees (a function that the model calls) co
 
 from __future__ import annotations
 
+import contextlib
 import json
 import weakref
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from krypton.ir.serde import graph_from_json, graph_to_json
 from krypton.ir.weights import Reference, WeightStore, content_hash, leaves
 from krypton.models import Model, Shape, try_out
 from krypton.planner.capture import CapturedModel, capture, check_weights, from_program
+from krypton.planner.inference import Inference, watch
 from krypton.planner.trials import TOLERANCE, Trial, device_of
 from krypton.planner.whole import run_whole
 
@@ -43,7 +45,8 @@ class GraphStore(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """A model's graph, or None with the `reason` why there is none; then `alone` says whether images must go one by one.
+    """A model's graph, or None with the `reason` why there is none; then `alone` says whether images must go one by one, and
+    `inference` what the model does with one, for estimates (None where it cannot be watched).
 
     Of a model without a fingerprint, `seen` are the hashes of its weights, and what it said of the trial image.
     """
@@ -53,6 +56,7 @@ class Captured:
     reason: str = ""
     alone: bool = False
     seen: tuple[Mapping[str, Reference], Tensor] | None = None
+    inference: Inference | None = None
 
     def same_as(self, other: Captured) -> bool:
         """Whether plans made for one will do for the other."""
@@ -83,7 +87,7 @@ class GraphCache:
         place = id(model.module), shape
         known = self._memory.get(place)
         if known is not None and known[0]() is model.module and known[1] == key:
-            return Captured(known[2].model, "memory", known[2].reason, known[2].alone)
+            return replace(known[2], origin="memory")
         store = self._store if keep else None
         found = _load(store, key, hashes, model) if store is not None else None
         if found is None:
@@ -96,7 +100,7 @@ class GraphCache:
     def uncaptured(self, model: Model) -> Captured:
         """What a naive run must know of a model; raises CaptureError as `captured` does."""
         check_weights(model.module)
-        return Captured(None, "captured", alone=_needs_to_be_alone(model))
+        return _uncaptured(model)
 
 
 def _without_fingerprint(model: Model, hashes: Mapping[str, Reference], before: Captured | None) -> Captured:
@@ -118,14 +122,20 @@ def _capture(model: Model) -> Captured:
             if not _agrees(captured, model):
                 raise CaptureError("the captured graph does not compute what the program computes")
     except CaptureError as error:
-        return Captured(None, "captured", str(error), alone=_needs_to_be_alone(model))
+        return _uncaptured(model, str(error))
     return Captured(captured, "captured")
 
 
-def _needs_to_be_alone(model: Model) -> bool:
-    """Whether the model gives an image another answer in company, or takes no company at all."""
-    images = _noise(model, 2)
+def _uncaptured(model: Model, reason: str = "") -> Captured:
+    images, inference = _noise(model, 2), None
     try_out(model.module, images[:1])  # says what is wrong with a model that takes no images at all
+    with contextlib.suppress(CaptureError):
+        inference = watch(model.module, images[:1])
+    return Captured(None, "captured", reason, alone=_needs_to_be_alone(model, images), inference=inference)
+
+
+def _needs_to_be_alone(model: Model, images: Tensor) -> bool:
+    """Whether the model gives an image another answer in company, or takes no company at all."""
     try:
         return Trial(model.module, images).mixes()
     except Exception:  # whatever the model's own code raises

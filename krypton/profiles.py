@@ -1,7 +1,11 @@
-"""The device profiles of a session: kept in the catalog by what the device is, measured by CALIBRATE, refined by queries."""
+"""What a session knows of its devices: profiles, measured by CALIBRATE and refined by queries; and how long queries took.
+
+Both are kept in the catalog, by what the device is.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +14,11 @@ from krypton.catalog import Catalog
 from krypton.errors import PlanError
 from krypton.ir.plan import QueryPlan
 from krypton.planner.calibration import Progress, calibrate, device_name
+from krypton.planner.correction import Finished
 from krypton.planner.profile import DeviceProfile, KernelRate
+
+MOST_QUERIES = 200
+"""So many of a device's finished queries are kept to correct estimates: machines change."""
 
 
 class Profiles:
@@ -27,13 +35,28 @@ class Profiles:
         return self._known[device]
 
     def measure(self, device: str, plans: Sequence[QueryPlan] = (), progress: Progress | None = None) -> DeviceProfile:
-        """CALIBRATE: a new profile, kept in the catalog; an interrupt leaves the earlier one."""
-        return self._keep(device, calibrate(torch.device(device), plans, progress))
+        """CALIBRATE: a new profile, kept in the catalog; an interrupt leaves the earlier one.
+
+        Finished queries are forgotten: what they say is how wrong the earlier profile was.
+        """
+        profile = self._keep(device, calibrate(torch.device(device), plans, progress))
+        self._catalog.forget_queries(device_name(torch.device(device)))
+        return profile
 
     def learn(self, device: str, rates: Sequence[KernelRate]) -> None:
         """What a finished query saw. Only measured profiles are refined: the default one is not of this device."""
         if rates and self._kept(device) is not None:
             self._keep(device, self.of(device).learn(rates))
+
+    def finished(self, device: str, threads: int | None = None) -> list[Finished]:
+        """The queries that ended on a device, with so many threads (None: as it is), the latest first."""
+        rows = self._catalog.finished_queries(device_name(torch.device(device), threads))
+        return [Finished(model, json.loads(milliseconds), seconds) for model, milliseconds, seconds in rows]
+
+    def remember(self, device: str, query: Finished, threads: int | None = None) -> None:
+        """Note a query that ended."""
+        name = device_name(torch.device(device), threads)
+        self._catalog.put_query(name, query.model, json.dumps(dict(query.milliseconds)), query.seconds, MOST_QUERIES)
 
     def _kept(self, device: str) -> DeviceProfile | None:
         text = self._catalog.get_profile(device_name(torch.device(device)))

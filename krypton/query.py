@@ -16,14 +16,19 @@ from torch import nn
 from krypton.answers import Answer, snapshots
 from krypton.bound import BoundQuery, Prepared
 from krypton.destinations import Destination, Tables
-from krypton.errors import BindError, KryptonError, unknown
+from krypton.errors import BindError, CaptureError, KryptonError, unknown
+from krypton.estimates import Estimate, architecture, estimate
 from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
+from krypton.planner.correction import Finished
+from krypton.planner.cost import BYTES
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
+from krypton.planner.prediction import Prediction, predict, predict_naive
+from krypton.planner.profile import DeviceProfile
 from krypton.planner.trials import device_of
 from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
@@ -47,6 +52,7 @@ class Query:
         self._tables = tables
         self._profiles = profiles
         self._first: Prepared | None = None
+        self._prediction: tuple[QueryPlan, DeviceProfile, bool, Prediction] | None = None
         self._planned: tuple[Captured, Occlusions, QueryPlan] | None = None
 
     def plan(self) -> QueryPlan:
@@ -92,9 +98,20 @@ class Query:
             with closing(self._steps(index)) as steps:
                 yield from snapshots(steps)
 
-    def estimate(self) -> str:
-        """Not available yet: raises BindError. `explain` shows what the plan predicts."""
-        raise BindError("estimate() is not available yet: explain() shows the predicted time")
+    def estimate(self) -> Estimate:
+        """Positions, seconds with an interval, and memory, without running the query; captures the model if need be.
+
+        Of several images, all together; those to come are guessed to have as many masks as the first. Raises CaptureError as
+        `plan` does, and for a naive query of a model whose operators cannot be watched.
+        """
+        captured, plan = self._plan_for(self._prepared(0).occlusions)
+        images, model = len(self.bound.images), self.bound.model
+        total = self._predicted(captured, plan, _is_prepared(captured))
+        if images > 1:
+            total += self._predicted(captured, plan, prepared=True) * (images - 1)
+            kept = BYTES * total.positions * model.outputs  # the logits of every map
+            total = replace(total, memory_bytes=total.memory_bytes + kept)
+        return estimate(total, model, plan.device, self._profiles, self.bound.settings["threads"])
 
     def __repr__(self) -> str:
         return f"Query({self.bound.statement}) – .run() answers it, .explain() shows its plan"
@@ -135,6 +152,7 @@ class Query:
         """The answer for one image, growing: once when only the base logits are known, then after every batch."""
         prepared = self._prepared(index)
         captured, plan = self._plan_for(prepared.occlusions)
+        was_prepared = _is_prepared(captured)
         execution = execute(
             plan,
             prepared.image.input,
@@ -153,6 +171,7 @@ class Query:
                 yield answer
             if not execution.trimmed:  # else there was less to do than the plan says
                 self._profiles.learn(plan.device, observed(plan, execution.actual))
+                self._remember(captured, plan, was_prepared, execution.seconds)
 
     def _prepared(self, index: int) -> Prepared:
         if index > 0:
@@ -188,9 +207,40 @@ class Query:
         self._planned = captured, occlusions, plan
         return captured, plan
 
+    def _predicted(self, captured: Captured, plan: QueryPlan, prepared: bool) -> Prediction:
+        """What a plan is predicted to take by the profile as it is now."""
+        profile, known = self._profiles.of(plan.device), self._prediction
+        if known is not None and known[0] is plan and known[1] is profile and known[2] == prepared:
+            return known[3]
+        prediction = self._predict(captured, plan, profile, prepared)
+        self._prediction = plan, profile, prepared, prediction
+        return prediction
+
+    @staticmethod
+    def _predict(captured: Captured, plan: QueryPlan, profile: DeviceProfile, prepared: bool) -> Prediction:
+        if plan.tensor is not None:
+            return predict(plan, profile, prepared=prepared)
+        if captured.inference is None:
+            raise CaptureError(f"nothing is known of model {plan.model} to estimate by: its operators cannot be watched")
+        return predict_naive(plan, profile, captured.inference)
+
+    def _remember(self, captured: Captured, plan: QueryPlan, prepared: bool, seconds: float) -> None:
+        """Note for estimates how long it took, beside what is predicted now that the profile has learned from it."""
+        try:
+            prediction = self._predicted(captured, plan, prepared)
+        except CaptureError:
+            return  # not to be estimated, and yet it ran
+        finished = Finished(architecture(self.bound.model), prediction.milliseconds, seconds)
+        self._profiles.remember(plan.device, finished, self.bound.settings["threads"])
+
     def _module_on(self, device: str) -> nn.Module:
         """The model itself where it is to run; moved as a copy, so that the user's stays where it is."""
         module = self.bound.model.module
         if device_of(module) == torch.device(device):
             return module
         return copy.deepcopy(module).to(device)
+
+
+def _is_prepared(captured: Captured) -> bool:
+    """Whether an earlier run has laid out weights for kernels."""
+    return captured.model is not None and captured.model.weights.is_prepared

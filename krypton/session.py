@@ -45,7 +45,7 @@ from krypton.sql.parser import parse, parse_script
 from krypton.sql.places import clause, placed
 
 Result: TypeAlias = Any
-"""A `Query`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
+"""A `Query`, an `Estimate`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
 
 
 def connect(database: str | os.PathLike[str] = MEMORY, config: Mapping[str, object] | None = None) -> Connection:
@@ -72,10 +72,10 @@ class Connection:
     def sql(self, text: str, params: Mapping[str, Any] | None = None, *, progress: bool | Report = False) -> Result:
         """Run the statements of a text and return what the last one gives.
 
-        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. SHOW and DESCRIBE give a `Table`,
-        EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation. `params` are the
-        values of $names; `progress` is for commands that take long (see `Query.run`). Raises a KryptonError of the
-        kind that fits; nothing is run when the text cannot be parsed.
+        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, SHOW and
+        DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation.
+        `params` are the values of $names; `progress` is for commands that take long (see `Query.run`). Raises a
+        KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
         """
         *earlier, last = self._statements(text, params, progress)
         for act in earlier:
@@ -212,8 +212,8 @@ class Connection:
                 return Message(f"krypton.{name.lower()} is reset")
             case ast.DuckDBStatement(written):
                 return self.catalog.sql(written, scope.parameters_of(written))
-            case ast.Estimate():
-                raise BindError("ESTIMATE is not available yet: EXPLAIN PLAN FOR <query> shows the predicted time")
+            case ast.Estimate(query):
+                return Query(bind(query, scope), self.graphs, self.catalog, self.profiles).estimate()
             case ast.TuneModel():
                 raise BindError("TUNE MODEL is not available yet: it is for MODE APPROXIMATE, and queries run with MODE EXACT")
             case ast.Calibrate(model, device):

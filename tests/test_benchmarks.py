@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import peers, tables, theory
+from benchmarks import estimate, peers, tables, theory
 from benchmarks.cases import even
 from benchmarks.exact import key, ratios
 from benchmarks.papers import papers_grid
@@ -132,3 +133,42 @@ def test_rows_come_in_the_order_of_cases_tuned_first() -> None:
     assert [(r["allocator"], r["model"]) for r in sorted(rows, key=key)] == [
         ("tuned", "vgg16"), ("tuned", "resnet18"), ("default", "vgg16"), ("default", "resnet18"),
     ]  # fmt: skip
+
+
+def test_judged_queries_share_no_sizes_with_those_that_are_learnt_from() -> None:
+    for field in ("patches", "strides", "regions"):
+        assert not set(getattr(estimate.LEARNT, field)) & set(getattr(estimate.JUDGED, field))
+
+
+@pytest.mark.parametrize("mode", estimate.MODES)
+def test_drawn_queries_have_the_positions_that_were_asked_for(mode: str) -> None:
+    generator = random.Random(0)
+    for values in (estimate.LEARNT, estimate.JUDGED):
+        for _ in range(20):
+            asked = estimate.draw("net", 160, mode, values, generator)
+            fewest, most = estimate.POSITIONS[mode]
+            grid = Grid((160, 160), (asked.patch, asked.patch), (asked.stride, asked.stride), asked.region)
+            assert fewest <= grid.count == asked.positions <= most
+
+
+def judged(known: float, unseen: float, actual: float, *, first: bool = False, memory: int | None = 100) -> dict[str, Any]:
+    estimates = {
+        name: {"seconds": seconds, "low": 0.9 * seconds, "high": 1.1 * seconds, "memory_bytes": 50}
+        for name, seconds in (("known", known), ("unseen", unseen))
+    }
+    actuals = {"seconds": actual, "memory_bytes": memory}
+    return estimates | {"model": "a" if first else "b", "mode": "exact", "actual": actuals, "first_model": first}
+
+
+def test_errors_of_estimates_are_relative_to_what_happened() -> None:
+    rows = [judged(1.0, 1.5, 1.25, first=True), judged(2.0, 3.0, 2.0), judged(2.1, 1.0, 2.0, memory=None)]
+    found = estimate.summaries(rows)
+    assert found["known model"]["median"] == pytest.approx(0.05)
+    assert found["known model"]["within"] == pytest.approx(2 / 3)
+    assert found["known model"]["memory"] == pytest.approx(0.5)
+    assert found["unseen model"]["queries"] == 2
+    assert found["unseen model"]["median"] == pytest.approx(0.5)
+    assert found["nothing but the profile"]["median"] == pytest.approx(0.2)
+    assert found["known model: a"]["queries"] == 1
+    assert "unseen model: a" not in found
+    assert "5.0%" in tables.markdown(estimate.table(found))

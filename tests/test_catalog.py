@@ -156,6 +156,34 @@ def test_a_catalog_of_another_version_is_refused(file: Path) -> None:
         Catalog(file)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_catalog_of_an_earlier_version_gets_the_tables_that_it_lacks(version: int, file: Path) -> None:
+    first = Catalog(file)
+    first.put_model(FULL)
+    for table in ("profiles", "queries")[version - 1 :]:
+        first.sql(f"DROP TABLE krypton.{table}")
+    first.sql(f"UPDATE krypton.about SET version = {version}")
+    first.close()
+    second = Catalog(file)
+    assert second.find_model("net") == FULL
+    second.put_profile("cpu", "{}")
+    second.put_query("cpu", "net", "{}", 1.5, 10)
+    assert second.finished_queries("cpu") == [("net", "{}", 1.5)]
+    second.close()
+    Catalog(file).close()  # is of this version now
+
+
+def test_the_latest_finished_queries_of_each_device_are_kept() -> None:
+    catalog = Catalog()
+    catalog.put_query("cuda", "net", "{}", 9.0, 2)
+    for number in range(4):
+        catalog.put_query("cpu", f"net{number}", "{}", float(number), 2)
+    assert [row[0] for row in catalog.finished_queries("cpu")] == ["net3", "net2"]
+    catalog.forget_queries("cpu")
+    assert catalog.finished_queries("cpu") == []
+    assert len(catalog.finished_queries("cuda")) == 1
+
+
 def test_a_closed_catalog_says_so() -> None:
     catalog = Catalog()
     catalog.close()

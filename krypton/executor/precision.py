@@ -18,7 +18,7 @@ from torch import Tensor
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import TensorPlan
 from krypton.kernels import find
-from krypton.planner.precision import Choice, assign, choices, in_low_precision, with_kernels
+from krypton.planner.precision import PER_TILE, SAMPLE_TILES, Choice, assign, choices, in_low_precision, with_kernels
 from krypton.planner.tiles import sample
 
 Scores = Callable[[Tensor], Tensor]
@@ -27,7 +27,6 @@ Scores = Callable[[Tensor], Tensor]
 Run = Callable[[TensorPlan, Sequence[OcclusionTile]], Tensor]
 """Logits (n, K) of the occlusions of some tiles, in their order, by a tensor plan on the views that are there."""
 
-TILES, PER_TILE = 6, 4  # positions that an error is measured on
 GROUPS, GROUP_TILES = 6, 2
 MARGIN = 0.7  # of the tolerance that is aimed at: a sample is not the map
 _TRIES = 3
@@ -58,7 +57,7 @@ def settle(
     """The plan with as much low precision as its tolerance allows on this image."""
     options = choices(plan.graph, plan.alternatives)
     plain = replace(plan, graph=with_kernels(plan.graph, {node: found[0].kernel for node, found in options.items()}))
-    chosen = [_thin(tile, PER_TILE) for tile in sample(list(tiles), TILES)]
+    chosen = [_thin(tile, PER_TILE) for tile in sample(list(tiles), SAMPLE_TILES)]
     judge = _Judge(run, scores, scores(base[None]), plain, chosen)
     error = judge.error(plan)
     if error > MARGIN * plan.tolerance:

@@ -65,6 +65,11 @@ class WeightStore:
         made: T = self._prepared[key]
         return made
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether kernels have laid out weights already."""
+        return bool(self._prepared)
+
     def add(self, tensor: Tensor) -> Reference:
         """Store a tensor; equal contents are kept once."""
         reference = content_hash(tensor)

@@ -45,7 +45,9 @@ def calibrate(device: torch.device, models: Iterable[QueryPlan] = (), progress: 
         if progress:
             progress(len(work), len(work))
         best = max((rate.per_ms for rate in rates if rate.kernel in ("direct", "onednn", "reference")), default=9.5e7)
-        plain = DeviceProfile(best * 0.9, _memory(device), _start(device), _cache(device), (), device_name(device))
+        plain = DeviceProfile(
+            best * 0.9, _memory(device), _start(device), _cache(device), (), device_name(device), time.strftime("%Y-%m-%d")
+        )
         return plain.learn(rates)
 
 
@@ -159,11 +161,13 @@ def _cache(device: torch.device) -> float:
     return max(found, default=32 * 2**20) / 2
 
 
-def device_name(device: torch.device) -> str:
-    """What profiles are kept under: the processor and the threads used, or the GPU."""
+def device_name(device: torch.device, threads: int | None = None) -> str:
+    """What profiles are kept under: the processor and the threads used (None: PyTorch's number), or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return (
+        f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {threads or torch.get_num_threads()} threads"
+    )

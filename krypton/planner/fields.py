@@ -33,9 +33,10 @@ class Fields:
         self._tracked = [node for node in graph if node.mode in ("delta", "project") or node.op == "image"]
         ids = {node.id for node in self._tracked}
         self._inputs = {node.id: [s if s in ids else None for s in node.inputs] for node in self._tracked}
+        consumers = graph.consumers()
         self._readers = {
-            node.id: _main_reader([c for c in consumers if c.mode == "delta" and c.inputs[0] == node.id])
-            for node, consumers in ((n, graph.consumers()[n.id]) for n in self._tracked)
+            node.id: _main_reader([c for c in consumers[node.id] if c.mode == "delta" and c.inputs[0] == node.id])
+            for node in self._tracked
         }
         self._memory: tuple[dict[Interval, dict[int, Span]], ...] = ({}, {})
         self._typical: dict[tuple[Axis, tuple[Interval, ...]], dict[int, int]] = {}

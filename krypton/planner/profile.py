@@ -57,7 +57,8 @@ class DeviceProfile:
     """See the module. The numbers given here are those of two cores of a current server processor.
 
     `multiply_adds_per_ms` is for kernels and operators without measurements. `node_overhead_ms` is what starting an operator
-    costs, `bytes_per_ms` how fast memory is read or written, `cache_bytes` how much of it is faster than that.
+    costs, `bytes_per_ms` how fast memory is read or written, `cache_bytes` how much of it is faster than that. `calibrated`
+    is the day of the measurements, empty where none were made here.
     """
 
     multiply_adds_per_ms: float = 9.5e7
@@ -66,6 +67,12 @@ class DeviceProfile:
     cache_bytes: float = 16e6
     rates: tuple[KernelRate, ...] = field(default_factory=_default_rates, repr=False)
     device: str = "an ordinary processor"
+    calibrated: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where the numbers come from, in a few words."""
+        return f"CALIBRATE of {self.calibrated}" if self.calibrated else "default profile"
 
     def rate(self, kernel: str, shape: Shape) -> float:
         """Multiplications per millisecond, from the nearest measurements of this kernel.
@@ -128,7 +135,8 @@ def _from_dict(data: Mapping[str, Any]) -> DeviceProfile:
     numbers = {name: float(data[name]) for name in ("multiply_adds_per_ms", "bytes_per_ms", "node_overhead_ms", "cache_bytes")}
     if not all(math.isfinite(x) and x > 0 for x in (*numbers.values(), *(rate.per_ms for rate in rates))):
         raise ValueError("rates must be positive")
-    return DeviceProfile(**numbers, rates=rates, device=str(data["device"]))
+    calibrated = str(data.get("calibrated", "an unknown day"))  # profiles did not always say it
+    return DeviceProfile(**numbers, rates=rates, device=str(data["device"]), calibrated=calibrated)
 
 
 def _rate(shapes: NDArray[np.float64], rates: NDArray[np.float64], shape: Shape) -> float:

@@ -159,6 +159,13 @@ def test_plan_is_printed_as_it_is(with_net: None, connection: krypton.Connection
     assert capsys.readouterr().out == f"{plan}\n"
 
 
+def test_estimate_is_printed(with_net: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-c", f"ESTIMATE {QUERY}"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert "positions, about" in first
+    assert second.endswith("founded on: default profile, no finished queries yet")
+
+
 def test_interrupt_says_what_was_done_and_leaves_the_target_alone(
     with_net: None, connection: krypton.Connection, net: Net, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -279,7 +279,6 @@ def test_parameters_must_be_given_and_used(con: krypton.Connection) -> None:
 @pytest.mark.parametrize(
     ("text", "instead"),
     [
-        ("ESTIMATE EXPLAIN OCCLUSION OF 'a.png' USING MODEL net", "EXPLAIN PLAN FOR"),
         ("TUNE MODEL net OVER 'a/*.png' FOR SSIM 0.9", "MODE EXACT"),
     ],
 )
