@@ -140,7 +140,7 @@ class Query:
             prepared.image.input,
             prepared.fill.values,
             weights=captured.model.weights if captured.model is not None else None,
-            module=self._module_on(plan.device) if plan.kind == "naive" else None,
+            module=self._module_on(plan.device) if plan.tensor is None else None,
             settings=self.bound.settings,
             timed=True,
             scores=self.bound.scores,
@@ -151,7 +151,8 @@ class Query:
             for batch in execution:
                 answer.take(batch)
                 yield answer
-            self._profiles.learn(plan.device, observed(plan, execution.actual))
+            if not plan.stages:  # those run tiles of their own
+                self._profiles.learn(plan.device, observed(plan, execution.actual))
 
     def _prepared(self, index: int) -> Prepared:
         if index > 0:
@@ -174,6 +175,7 @@ class Query:
             captured.model,
             occlusions,
             mode=bound.mode,
+            approximation=bound.approximation,
             device=bound.device,
             model=bound.model.name,
             settings=bound.settings,

@@ -14,13 +14,15 @@ import torch
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Occlusions
-from krypton.ir.plan import Cost, QueryPlan, RuleReport, TensorPlan
+from krypton.ir.plan import Approximation, Cost, QueryPlan, RuleReport, TensorPlan
 from krypton.ir.verify import verify_graph, verify_plan
 from krypton.planner.capture import CapturedModel
 from krypton.planner.cost import DeviceProfile, plan_costs
 from krypton.planner.fields import Fields
+from krypton.planner.precision import in_low_precision
 from krypton.planner.rules import RULES, Context, Rule
 from krypton.planner.rules.base import tensor_plan
+from krypton.planner.stages import plan_stages, with_tilings
 from krypton.planner.tiles import sample, single_tiling
 from krypton.settings import Settings
 
@@ -32,21 +34,25 @@ def plan_query(
     captured: CapturedModel | None,
     occlusions: Occlusions,
     *,
-    mode: Literal["exact", "naive"] = "exact",
+    mode: Literal["exact", "naive", "approximate"] = "exact",
+    approximation: Approximation | None = None,
     device: str = "cpu",
     model: str = "",
     settings: Settings | None = None,
     reason: str = "",
     profile: DeviceProfile | None = None,
 ) -> QueryPlan:
-    """The plan of a query. Without a captured model the plan is naive, `reason` says why in its notes."""
+    """The plan of a query. Without a captured model the model itself is run, `reason` says why in the notes.
+
+    `approximation` is for mode approximate. Raises BindError where its drill-down does not fit the occlusions.
+    """
     settings = settings or Settings()
     batch = min(settings["batch"] or NAIVE_BATCH, occlusions.count)
     naive = QueryPlan("naive", occlusions, device, model, batch=batch, notes=(reason,) if reason else ())
     if captured is not None:
         naive = replace(naive, input_shape=captured.input_shape)
     if captured is None or mode == "naive":
-        return naive
+        return naive if approximation is None else _in_stages(naive, approximation, exact=True)
     context = Context(settings, profile or DeviceProfile(), torch.device(device))
     tensor = TensorPlan(_with_once(captured.graph), tiling=single_tiling(occlusions))
     plan = replace(naive, kind="exact", tensor=tensor)
@@ -54,8 +60,17 @@ def plan_query(
     for rule in RULES:
         plan = _run(rule, plan, context, rule.name in disabled)
     plan = _legal(plan)
+    if approximation is not None:
+        plan = _in_stages(plan, approximation, exact=not in_low_precision(tensor_plan(plan).graph))
+        graph = tensor_plan(plan).graph
+        plan = replace(plan, stages=with_tilings(plan.stages, graph, occlusions, context.profile, settings))
     verify_plan(plan)
     return replace(plan, tensor=replace(tensor_plan(plan), costs=_costs(plan, context)))
+
+
+def _in_stages(plan: QueryPlan, approximation: Approximation, exact: bool) -> QueryPlan:
+    stages = plan_stages(plan.occlusions, approximation, exact=exact)
+    return replace(plan, kind="approximate", approximation=approximation, stages=stages)
 
 
 def _run(rule: Rule, plan: QueryPlan, context: Context, skip: bool) -> QueryPlan:

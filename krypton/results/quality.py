@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from krypton.errors import BindError
 from krypton.results import pictures
 from krypton.results.heatmap import Heatmap
+from krypton.results.scores import score
 
 # Below this range of exact drops there is nothing to see, and SSIM would compare noise.
 MIN_EXACT_RANGE = 0.02
@@ -63,20 +64,83 @@ def compare(approximate: Heatmap, exact: Heatmap) -> Quality:
     )
 
 
+@dataclass(frozen=True)
+class MeasuredQuality:
+    """What an approximate map says of its own quality, for its class and score.
+
+    - approximations: what made its values approximate, as WITH has it
+    - positions: on how many positions, held out and then computed exactly, it was measured; 0 when there are none
+    - ssim: an estimate of `Quality.ssim`; None where that is, and without held out positions
+    - relative_rmse: an estimate of `Quality.relative_rmse`; None without held out positions and for flat maps
+    """
+
+    approximations: tuple[str, ...]
+    positions: int
+    ssim: float | None
+    relative_rmse: float | None
+
+    def __str__(self) -> str:
+        text = f"approximate ({', '.join(self.approximations)})"
+        if not self.positions:
+            return f"{text}, of unmeasured quality"
+        found = "" if self.ssim is None else f"SSIM about {self.ssim:.2f}, "
+        error = "" if self.relative_rmse is None else f"RMSE about {self.relative_rmse:.1%} of the range, "
+        return f"{text}: {found}{error}measured on {self.positions} positions"
+
+
+def measured(heatmap: Heatmap) -> MeasuredQuality:
+    """The quality of a map with held out positions.
+
+    The errors there are spread over the other approximate positions, each taking those of the nearest; SSIM is then taken
+    between the map and its corrected version. docs/approximation.md compares this with the truth.
+    """
+    names, held_out = tuple(heatmap.info.get("approximations", ())), heatmap.held_out
+    if held_out is None:
+        return MeasuredQuality(names, 0, None, None)
+    thought = score(held_out.logits, heatmap.target, heatmap.score_kind, heatmap.activation).numpy()
+    found, rough = heatmap.heatmap, heatmap.known.numpy() & ~heatmap.exact.numpy()
+    errors = found.ravel()[held_out.indices.numpy()] - thought
+    corrected = found + np.where(rough, _spread(errors, held_out.indices.numpy(), found.shape), np.float32(0))
+    known = corrected[heatmap.known.numpy()]
+    exact_range = float(np.ptp(known))
+    rmse = float(np.sqrt(np.mean(errors.astype(np.float64) ** 2) * rough.sum() / known.size))
+    visible = heatmap.masks is None and min(found.shape) >= 3 and exact_range >= MIN_EXACT_RANGE
+    return MeasuredQuality(
+        names,
+        len(errors),
+        _similarity(found, corrected, pictures.scale_of(heatmap)) if visible else None,
+        rmse / exact_range if exact_range else None,
+    )
+
+
+def _spread(errors: NDArray[np.float32], indices: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """For every position the error of the nearest held out one; for masks, of which none is near another, the mean size."""
+    if len(shape) == 1:
+        return np.full(shape, np.sqrt(np.mean(errors**2)), dtype=np.float32)
+    from scipy.spatial import KDTree
+
+    places = np.stack(np.unravel_index(indices, shape), -1)
+    _, nearest = KDTree(places).query(np.moveaxis(np.indices(shape), 0, -1))
+    return np.asarray(errors[nearest], dtype=np.float32)
+
+
 def _ssim(approximate: Heatmap, exact: Heatmap) -> float | None:
-    shape = exact.known.shape
-    if exact.masks is not None or min(shape) < 3:
+    if exact.masks is not None or min(exact.known.shape) < 3:
         return None
+    # one scale for both, or a shift of all scores would go unseen
+    return _similarity(approximate.heatmap, exact.heatmap, pictures.scale_of(exact))
+
+
+def _similarity(approximate: NDArray[np.float32], exact: NDArray[np.float32], scale: pictures.Scale) -> float:
     from skimage.metrics import structural_similarity
 
-    scale = pictures.scale_of(exact)  # one scale for both, or a shift of all scores would go unseen
     return float(
         structural_similarity(  # type: ignore[no-untyped-call]
-            pictures.colourise(approximate.heatmap, scale),
-            pictures.colourise(exact.heatmap, scale),
+            pictures.colourise(approximate, scale),
+            pictures.colourise(exact, scale),
             data_range=255,
             channel_axis=2,
-            win_size=7 if min(shape) >= 7 else 3,
+            win_size=7 if min(exact.shape) >= 7 else 3,
         )
     )
 
