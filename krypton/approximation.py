@@ -25,8 +25,6 @@ def check_approximation(options: Mapping[str, Any], seed: int) -> Approximation:
     given = {name.lower(): value for name, value in options.items()}
     if "ssim" in given:
         raise BindError("option ssim is not available yet: choose keep, tau or speedup, and see the quality that the map says")
-    for name in {"tau", "keep"} & {*given}:
-        raise BindError(f"option {name} is not available yet: use drilldown and speedup")
     tau, keep = (number_option(name, given[name], 0, 1, above=True) if name in given else None for name in ("tau", "keep"))
     drilldown, speedup = None, None
     if {"drilldown", "speedup"} & {*given} or (tau is None and keep is None):

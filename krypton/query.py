@@ -144,6 +144,7 @@ class Query:
             settings=self.bound.settings,
             timed=True,
             scores=self.bound.scores,
+            profile=self._profiles.of(plan.device),
         )
         with closing(execution):
             answer = Answer(self.bound, prepared, plan, execution)

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from krypton.executor.energy import EnergyMeter
 from krypton.executor.memory import half_of
 from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
@@ -21,7 +22,11 @@ from krypton.executor.program import Program, StopExecutionError
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan, StageKind, TensorPlan
 from krypton.ir.weights import WeightStore
+from krypton.planner.cost import DeviceProfile
 from krypton.planner.precision import exact_kernels, in_low_precision
+from krypton.planner.stages import with_tilings
+from krypton.planner.tiles import cheapest_tiling
+from krypton.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -40,14 +45,17 @@ class Batch:
 class Engine(Protocol):
     """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any.
 
-    `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. It ends early
-    when the run is cancelled.
+    `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
+    exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
+    early when the run is cancelled.
     """
 
     base_logits: Tensor
     precision: Precision | None
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]: ...
+    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]: ...
+    def settled(self, plan: QueryPlan) -> QueryPlan: ...
 
 
 class NaiveEngine:
@@ -63,6 +71,12 @@ class NaiveEngine:
         for indices, logits in naive_batches(self._module, self._occluder, self._batch, tiles, self._cancelled):
             yield Batch(indices, logits)
 
+    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+        return self.run(tiles)
+
+    def settled(self, plan: QueryPlan) -> QueryPlan:
+        return plan
+
 
 class TensorEngine:
     """A tensor plan on the views of one image. `actual` collects milliseconds per node when given."""
@@ -76,12 +90,14 @@ class TensorEngine:
         *,
         actual: dict[int, float] | None = None,
         cancelled: Callable[[], bool] | None = None,
-        debug: bool = False,
+        settings: Settings,
+        profile: DeviceProfile | None = None,
         scores: Callable[[Tensor], Scores] | None = None,
     ) -> None:
         assert plan.tensor is not None
         self._weights, self._occluder, self._device = weights, occluder, torch.device(plan.device)
-        self._actual, self._cancelled, self._debug = actual, cancelled, debug
+        self._actual, self._cancelled, self._settings = actual, cancelled, settings
+        self._profile = profile or DeviceProfile()
         self._tensor, self.precision = plan.tensor, None
         every = plan.tensor.tiling.tiles(plan.occlusions)
         self._program = self._compile(plan.tensor)
@@ -94,21 +110,38 @@ class TensorEngine:
     @cached_property
     def exact(self) -> bool:
         """Is what the plan computes exact?"""
-        return not in_low_precision(self._tensor.graph)
+        return not (self._tensor.cut or in_low_precision(self._tensor.graph))
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
         program = self._exact_program if exact and not self.exact else self._program
         for batch in tile_batches(program, program.plan, self._occluder, tiles):
             yield replace(batch, exact=exact or self.exact)
 
+    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+        program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
+        return tile_batches(program, program.plan, self._occluder, tiles)
+
+    def settled(self, plan: QueryPlan) -> QueryPlan:
+        graph = self._meter.cut(self._tensor.keep)
+        tiling = cheapest_tiling(graph, plan.occlusions, self._profile, self._settings)
+        self._tensor = replace(self._tensor, graph=graph, tiling=tiling)
+        self._program = self._compile(self._tensor, self._program)
+        stages = with_tilings(plan.stages, graph, plan.occlusions, self._profile, self._settings)
+        return replace(plan, tensor=self._tensor, stages=stages)
+
     @cached_property
     def _exact_program(self) -> Program:
         """The same plan without cuts and low precision, on the same views."""
-        graph = exact_kernels(self._tensor.graph, self._tensor.alternatives)
-        return self._compile(replace(self._tensor, graph=graph, tolerance=0.0), self._program)
+        uncut = self._tensor.uncut()
+        graph = exact_kernels(uncut.graph, uncut.alternatives)
+        return self._compile(replace(uncut, graph=graph, tolerance=0.0), self._program)
 
-    def _compile(self, tensor: TensorPlan, other: Program | None = None) -> Program:
-        program = Program(tensor, self._weights, self._device, self._actual, self._cancelled, self._debug)
+    @cached_property
+    def _meter(self) -> EnergyMeter:
+        return EnergyMeter(self._tensor.graph)
+
+    def _compile(self, tensor: TensorPlan, other: Program | None = None, meter: EnergyMeter | None = None) -> Program:
+        program = Program(tensor, self._weights, self._device, self._actual, self._cancelled, self._settings["debug"], meter)
         if other is not None:
             program.adopt(other)
         return program

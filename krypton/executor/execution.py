@@ -22,6 +22,7 @@ from krypton.ir.occlusions import OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan
 from krypton.ir.verify import verify_plan
 from krypton.ir.weights import WeightStore
+from krypton.planner.cost import DeviceProfile
 from krypton.settings import Settings
 
 
@@ -77,13 +78,15 @@ def execute(
     tiles: Sequence[OcclusionTile] | None = None,
     cancelled: Callable[[], bool] | None = None,
     scores: Callable[[Tensor], Scores] | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Execution:
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
 
     Tensor plans need `weights`, others the `module`. `tiles` restricts the run to some of the tiles of a plan without
     stages. `cancelled` is asked between operators (between batches in naive plans); when it says so, the run ends early
     without an error. `scores` makes, of the base logits, the scores that the tolerance of a plan in low precision is about,
-    and a drill-down; by default the probability of the predicted class.
+    and a drill-down; by default the probability of the predicted class. `profile` says what tiles cost, where they are
+    chosen anew when fields were cut.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()
@@ -114,7 +117,8 @@ def execute(
                 tiles,
                 actual=actual if timed else None,
                 cancelled=cancelled,
-                debug=settings["debug"],
+                settings=settings,
+                profile=profile,
                 scores=scores,
             )
         if plan.stages:

@@ -23,14 +23,17 @@ def run_stages(plan: QueryPlan, engine: Engine, scores: Scores) -> Iterator[Batc
     engine does.
     """
     run = _Run(plan, engine, scores)
-    for stage in plan.stages:
-        yield from run.interpolate(stage) if stage.kind == "interpolate" else run.compute(stage)
+    for number in range(len(plan.stages)):
+        yield from run.stage(number)
         if run.cancelled:
             return
 
 
 class _Run:
-    """What was found so far: `logits` (n, K), and for each position whether it is `known` and `exact` (n,)."""
+    """What was found so far: `logits` (n, K), and for each position whether it is `known` and `exact` (n,).
+
+    `plan` becomes another when fields are cut; `measured` are the exact batches that this was decided on.
+    """
 
     def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores) -> None:
         assert plan.approximation is not None
@@ -40,16 +43,40 @@ class _Run:
         self.between = self.logits  # interpolated ones of all positions, once there are coarse ones
         self.known = torch.zeros(count, dtype=torch.bool)
         self.exact = torch.zeros(count, dtype=torch.bool)
+        self.measured: list[Batch] = []
         self.cancelled = False
 
-    def interpolate(self, stage: Stage) -> Iterator[Batch]:
+    def stage(self, number: int) -> Iterator[Batch]:
+        """The batches of one stage of the plan."""
+        stage = self.plan.stages[number]
+        match stage.kind:
+            case "measure":
+                yield from self._measure(stage)
+            case "interpolate":
+                yield from self._interpolate(stage)
+            case "hold_out" if self.measured:
+                yield from (self._note(batch, stage) for batch in self.measured)
+            case _:
+                yield from self._compute(stage)
+
+    def _measure(self, stage: Stage) -> Iterator[Batch]:
+        """Exact values, which are not counted as known: the approximate ones of the same positions are wanted, too."""
+        tiles = self._tiles(stage)
+        for batch in self.engine.measure(tiles):
+            self.measured.append(batch)
+            yield replace(batch, stage=stage.kind)
+        self.cancelled = _count(tiles) > sum(len(batch.indices) for batch in self.measured)
+        if not self.cancelled:
+            self.plan = self.engine.settled(self.plan)
+
+    def _interpolate(self, stage: Stage) -> Iterator[Batch]:
         rest = (~self.known).nonzero()[:, 0]
         if len(rest):
             yield self._note(Batch(rest, self.between[rest], exact=False), stage)
 
-    def compute(self, stage: Stage) -> Iterator[Batch]:
+    def _compute(self, stage: Stage) -> Iterator[Batch]:
         tiles = self._tiles(stage)
-        missing = sum(len(tile.indices) for tile in tiles)
+        missing = _count(tiles)
         for batch in self.engine.run(tiles, exact=stage.kind == "hold_out"):
             missing -= len(batch.indices)
             yield self._note(batch, stage)
@@ -69,6 +96,9 @@ class _Run:
             tiling, lattice = (tensor.tiling, None) if stage.kind == "every" else (stage.tiling, (stage.rows, stage.columns))
             return tiling.tiles(occlusions, lattice)
         chosen = self._chosen(stage)
+        if stage.kind == "measure":
+            boxes = occlusions.rectangles().reshape(-1, 4)
+            return [tile_around([index], boxes) for index in chosen]
         if tensor is not None:
             return thinned(tensor.tiling.tiles(occlusions), occlusions, chosen)
         return [tile_around(chosen, occlusions.rectangles().reshape(-1, 4))] if chosen else []
@@ -81,7 +111,7 @@ class _Run:
                 return [row * width + column for row in stage.rows for column in stage.columns]
             case "refine":
                 return self._most_sensitive(round((self.approximation.drilldown or 0) * len(self.logits)))
-            case "hold_out":
+            case "hold_out" | "measure":
                 rough = (~self.exact).nonzero()[:, 0].tolist()
                 return evenly_drawn(curve_order(self.plan.occlusions, rough), stage.count, self.approximation.seed)
             case _:
@@ -91,6 +121,10 @@ class _Run:
         """Of the positions whose interpolated score is lowest, so many, those that are not known."""
         lowest = self.scores(self.between)[:, 0].argsort(stable=True)[:count]
         return sorted(lowest[~self.known[lowest]].tolist())
+
+
+def _count(tiles: Sequence[OcclusionTile]) -> int:
+    return sum(len(tile.indices) for tile in tiles)
 
 
 def bilinear(logits: Tensor, grid: Grid, lattice: Lattice) -> Tensor:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from krypton.ir.graph import Graph
@@ -46,7 +46,8 @@ class TensorPlan:
     `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: the
     kernels that can
     run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
-    score changes that low precision may cause.
+    score changes that low precision may cause. `keep`: the share of the squared change, along each axis, that fields are to be
+    cut to once it is measured; 1: they are not.
     """
 
     graph: Graph
@@ -57,6 +58,16 @@ class TensorPlan:
     costs: Mapping[int, Cost] = field(default_factory=dict)
     alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     tolerance: float = 0.0
+    keep: float = 1.0
+
+    @property
+    def cut(self) -> bool:
+        """Are any fields cut, or to be cut?"""
+        return self.keep < 1 or any(node.cuts for node in self.graph)
+
+    def uncut(self) -> TensorPlan:
+        """The same with all fields whole."""
+        return replace(self, graph=self.graph.with_nodes(replace(node, cuts=()) for node in self.graph), keep=1.0)
 
 
 @dataclass(frozen=True)
@@ -92,16 +103,17 @@ class Approximation:
         return [f"{name} {value:g}" for name, value in named.items() if value is not None]
 
 
-StageKind = Literal["every", "coarse", "refine", "interpolate", "hold_out"]
+StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out"]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of an approximate answer; what a later one does depends on what those before it found.
 
-    every: all positions. coarse: those at the crossings of some `rows` and `columns` of the grid. refine: the positions
-    whose interpolated score is lowest, as far as they are not known. interpolate: bilinear between the coarse ones, without
-    computing anything. hold_out: positions that are only approximately known, exactly.
+    measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. coarse: those at
+    the crossings of some `rows` and `columns` of the grid. refine: the positions whose interpolated score is lowest, as far as
+    they are not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
+    are only approximately known, exactly; those that were measured, if any were.
     `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions into
     tiles, its runs counted in `rows` and `columns`.
     """
@@ -141,5 +153,8 @@ class QueryPlan:
 
     @property
     def computed(self) -> int:
-        """How many positions the model is asked about."""
-        return sum(stage.computed for stage in self.stages) if self.stages else self.occlusions.count
+        """How many positions the model is asked about; those that were measured are not asked about again when held out."""
+        if not self.stages:
+            return self.occlusions.count
+        stages = self.stages[:-1] if self.stages[0].kind == "measure" else self.stages
+        return sum(stage.computed for stage in stages)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from krypton.errors import BindError, PlanError
-from krypton.ir.geometry import Interval
+from krypton.ir.geometry import Cut, Interval
 from krypton.ir.graph import Epilogue, Function, Graph, Node, Term
 from krypton.ir.occlusions import Grid, Masks, Occlusions, Tiling
 from krypton.ir.plan import PLAN_VERSION, Approximation, Cost, QueryPlan, Stage, TensorPlan
@@ -123,6 +123,8 @@ def _node_to_json(node: Node) -> Json:
     data: Json = {"id": node.id, "op": node.op, "inputs": list(node.inputs), "shape": list(node.shape), "mode": node.mode}
     data |= {name: dict(value) for name in ("attrs", "weights") if (value := getattr(node, name))}
     data |= {name: value for name in ("module", "kernel") if (value := getattr(node, name))}
+    if node.cuts:
+        data["cuts"] = [[asdict(cut) for cut in pair] for pair in node.cuts]
     if node.rules:
         data["rules"] = list(node.rules)
     if node.epilogue:
@@ -149,8 +151,13 @@ def _node_from_json(data: Json) -> Node:
         epilogue=epilogue,
         mode=data["mode"],
         kernel=str(data.get("kernel", "")),
+        cuts=tuple((_cut_from_json(rows), _cut_from_json(columns)) for rows, columns in data.get("cuts", ())),
         rules=tuple(str(rule) for rule in data.get("rules", ())),
     )
+
+
+def _cut_from_json(data: Json) -> Cut:
+    return Cut(float(data["before"]), float(data["after"]), bool(data["slide"]))
 
 
 def _tensor_to_json(tensor: TensorPlan) -> Json:
@@ -162,6 +169,7 @@ def _tensor_to_json(tensor: TensorPlan) -> Json:
         "head_batch": tensor.head_batch,
         "costs": {str(node): asdict(cost) for node, cost in tensor.costs.items()},
         "tolerance": tensor.tolerance,
+        "keep": tensor.keep,
         "alternatives": {str(node): [list(pair) for pair in pairs] for node, pairs in tensor.alternatives.items()},
     }
 
@@ -180,6 +188,7 @@ def _tensor_from_json(data: Json) -> TensorPlan:
             for node, cost in data["costs"].items()
         },
         tolerance=float(data["tolerance"]),
+        keep=float(data["keep"]),
         alternatives={
             int(node): tuple((str(name), float(ms)) for name, ms in pairs) for node, pairs in data["alternatives"].items()
         },

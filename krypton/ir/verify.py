@@ -66,6 +66,9 @@ def _verify_stages(plan: QueryPlan) -> None:
     if (plan.kind == "approximate") != bool(plan.stages) or bool(plan.stages) != (plan.approximation is not None):
         raise PlanError("a plan has stages when, and only when, it is approximate")
     kinds = [stage.kind for stage in plan.stages]
+    if (kinds[:1] == ["measure"]) != (plan.tensor is not None and plan.tensor.keep < 1):
+        raise PlanError("a plan begins with measuring when, and only when, fields are to be cut by what is found")
+    kinds = kinds[1:] if kinds[:1] == ["measure"] else kinds
     if any(kind not in STAGES for kind in kinds):
         raise PlanError(f"the plan has an unknown stage: {', '.join(kinds)}")
     if kinds and kinds[0] not in ("every", "coarse"):

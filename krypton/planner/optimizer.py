@@ -7,6 +7,7 @@ Lowering steps that any answer needs are not rules: the plainest plan is complet
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -55,21 +56,34 @@ def plan_query(
         return naive if approximation is None else _in_stages(naive, approximation, exact=True)
     context = Context(settings, profile or DeviceProfile(), torch.device(device))
     tensor = TensorPlan(_with_once(captured.graph), tiling=single_tiling(occlusions))
-    plan = replace(naive, kind="exact", tensor=tensor)
+    plan = replace(naive, kind="exact", tensor=tensor, approximation=approximation)
     disabled = set(settings["disabled_rules"])
     for rule in RULES:
         plan = _run(rule, plan, context, rule.name in disabled)
     plan = _legal(plan)
     if approximation is not None:
-        plan = _in_stages(plan, approximation, exact=not in_low_precision(tensor_plan(plan).graph))
-        graph = tensor_plan(plan).graph
-        plan = replace(plan, stages=with_tilings(plan.stages, graph, occlusions, context.profile, settings))
+        tensor = tensor_plan(plan)
+        exact = not (tensor.cut or in_low_precision(tensor.graph))
+        plan = _in_stages(plan, approximation, exact=exact, measure=tensor.keep < 1)
+        plan = replace(plan, stages=with_tilings(plan.stages, tensor.graph, occlusions, context.profile, settings))
     verify_plan(plan)
-    return replace(plan, tensor=replace(tensor_plan(plan), costs=_costs(plan, context)))
+    costs = _costs(plan, context)
+    notes = (*plan.notes, *_saved(plan, context, costs))
+    return replace(plan, tensor=replace(tensor_plan(plan), costs=costs), notes=notes)
 
 
-def _in_stages(plan: QueryPlan, approximation: Approximation, exact: bool) -> QueryPlan:
-    stages = plan_stages(plan.occlusions, approximation, exact=exact)
+def _saved(plan: QueryPlan, context: Context, costs: Mapping[int, Cost]) -> list[str]:
+    """What cutting fields saves, where any are cut."""
+    cut = sum(bool(node.cuts) for node in tensor_plan(plan).graph)
+    if not cut:
+        return []
+    whole = _costs(replace(plan, tensor=tensor_plan(plan).uncut()), context)
+    before, after = (sum(cost.multiply_adds for cost in found.values()) for found in (whole, costs))
+    return [f"the fields of {cut} operators are cut, which leaves {after / max(before, 1):.0%} of the arithmetic"]
+
+
+def _in_stages(plan: QueryPlan, approximation: Approximation, *, exact: bool, measure: bool = False) -> QueryPlan:
+    stages = plan_stages(plan.occlusions, approximation, exact=exact, measure=measure)
     return replace(plan, kind="approximate", approximation=approximation, stages=stages)
 
 
@@ -122,7 +136,7 @@ def _legal(plan: QueryPlan) -> QueryPlan:
     broken = any(node.mode == "full" and any(modes[source] == "delta" for source in node.inputs) for node in graph)
     if not broken and modes[graph.output] != "delta":
         return plan
-    nodes = [node if node.mode == "once" else replace(node, mode="full") for node in graph]
+    nodes = [node if node.mode == "once" else replace(node, mode="full", cuts=()) for node in graph]
     notes = (*plan.notes, "without project_when_opaque, nothing is incremental")
     return replace(plan, tensor=replace(tensor_plan(plan), graph=graph.with_nodes(nodes), views=None), notes=notes)
 

@@ -18,13 +18,19 @@ from krypton.planner.cost import DeviceProfile
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
 
+MEASURED = 16
+"""Positions that changes are measured on, at least, before fields are cut."""
+
 SLACK = 0.95  # of the speed-up asked for: steps are whole numbers, and 2.9 is near enough to 3
 
 
-def plan_stages(occlusions: Occlusions, approximation: Approximation, *, exact: bool) -> tuple[Stage, ...]:
+def plan_stages(
+    occlusions: Occlusions, approximation: Approximation, *, exact: bool, measure: bool = False
+) -> tuple[Stage, ...]:
     """The stages that answer a query; `exact` says whether what is computed is, so that only interpolation is approximate.
 
-    Raises BindError when a drill-down is asked for and there is no grid, or the speed-up cannot be reached on it.
+    `measure`: begin with positions that show where changes are; the quality is then measured on the same ones. Raises
+    BindError when a drill-down is asked for and there is no grid, or the speed-up cannot be reached on it.
     """
     total = occlusions.count
     if approximation.drilldown is None or approximation.speedup is None:
@@ -39,6 +45,9 @@ def plan_stages(occlusions: Occlusions, approximation: Approximation, *, exact: 
         stages = [Stage("coarse", coarse, rows, columns), Stage("refine", refined), Stage("interpolate", rest)]
         rough = rest if exact else total
     held_out = min(math.ceil(approximation.quality_share * total), rough)
+    if measure:
+        held_out = min(max(held_out, MEASURED), total)
+        stages = [Stage("measure", held_out), *stages]
     return (*stages, Stage("hold_out", held_out)) if held_out else tuple(stages)
 
 

@@ -158,7 +158,86 @@ def test_plans_show_stages_and_survive_json(con: krypton.Connection, pixels: NDA
     assert plan_from_json(plan_to_json(query.plan())) == query.plan()
     assert "stage 4, hold out" in str(con.sql(f"EXPLAIN PLAN FOR {DRILL}", {"img": pixels}))
     assert "measured" in query.explain(analyze=True)
-    assert [stage["kind"] for stage in json.loads(query.explain(format="json"))["stages"]][0] == "coarse"
+    assert json.loads(query.explain(format="json"))["stages"][0]["kind"] == "coarse"
+
+
+# ---------------------------------------------------------------------------------------------------- tau and keep
+
+
+@pytest.fixture
+def incremental(con: krypton.Connection) -> None:
+    """On maps as small as these whole ones are cheaper, and large tiles cover them: nothing would be cut."""
+    con.sql("SET krypton.disabled_rules = 'full_when_cheaper'")
+    con.sql("SET krypton.batch = 2")
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.4", "keep => 0.9", "tau => 0.6, keep => 0.99"])
+def test_cut_maps_are_near_the_exact_one_and_say_how_near(
+    option: str, con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    heatmap = run(con, f"{FINE} SCORE LOGIT MODE APPROXIMATE WITH ({option}, quality_share => 0.1)", img=pixels)
+    assert int(heatmap.exact.sum()) == heatmap.quality.positions == 32
+    assert torch.allclose(heatmap.logits[heatmap.exact], exact.logits[heatmap.exact], atol=1e-5)
+    truth = compare(heatmap, exact.with_score("logit"))
+    assert 0 < truth.relative_rmse < 0.2
+    assert heatmap.quality.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.5)
+    assert heatmap.quality.approximations == tuple(option.replace(" =>", "").split(", "))
+
+
+@pytest.mark.usefixtures("incremental")
+def test_keeping_more_is_nearer(con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap) -> None:
+    for name, values in (("keep", (0.5, 0.9, 0.999)), ("tau", (0.3, 0.5, 0.9))):
+        errors = [
+            compare(run(con, f"{FINE} MODE APPROXIMATE WITH ({name} => {value}, quality_share => 0)", img=pixels), exact)
+            for value in values
+        ]
+        assert errors[0].relative_rmse > errors[1].relative_rmse > errors[2].relative_rmse
+
+
+@pytest.mark.parametrize("option", ["tau => 1", "keep => 1"])
+def test_nothing_cut_is_exact(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} MODE APPROXIMATE WITH ({option})", img=pixels)
+    assert heatmap.exact.all()
+    assert heatmap.quality is None
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.5", "keep => 0.9", "keep => 0.9, tolerance => 0.1"])
+def test_cuts_and_drill_down_go_together(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    query = con.sql(f"{FINE} MODE APPROXIMATE WITH ({option}, drilldown => 0.1, speedup => 3)", {"img": pixels})
+    kinds = [stage.kind for stage in query.plan().stages]
+    assert kinds == [*(["measure"] if "keep" in option else []), "coarse", "refine", "interpolate", "hold_out"]
+    heatmap = query.run()
+    assert heatmap.complete
+    held_out = heatmap.held_out.indices
+    assert heatmap.exact.flatten().nonzero()[:, 0].tolist() == sorted(held_out.tolist())
+    naive = run(con, f"{FINE} MODE NAIVE", img=pixels)
+    assert torch.allclose(heatmap.logits[heatmap.exact], naive.logits[heatmap.exact], atol=1e-5)
+    assert compare(heatmap, naive).relative_rmse < 0.3
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.4", "keep => 0.9"])
+def test_masks_are_cut_too(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    masks = torch.zeros(30, 20, 24, dtype=torch.bool)
+    for number, mask in enumerate(masks):
+        top, left = number % 15, number * 7 % 19
+        mask[top : top + 3 + number % 3, left : left + 2 : 1 + number % 2] = True
+    text = "EXPLAIN OCCLUSION OF $img USING MODEL net MASKS $m"
+    heatmap = run(con, f"{text} MODE APPROXIMATE WITH ({option}, quality_share => 0.2)", img=pixels, m=masks)
+    wanted = run(con, text, img=pixels, m=masks)
+    assert not heatmap.exact.all()
+    assert torch.allclose(heatmap.logits[heatmap.exact], wanted.logits[heatmap.exact], atol=1e-5)
+    assert heatmap.quality.ssim is None
+    assert 0 < heatmap.quality.relative_rmse < 0.3
+
+
+@pytest.mark.usefixtures("incremental")
+def test_a_few_occlusions_are_not_worth_measuring(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, FINE.replace("1", "6") + " MODE APPROXIMATE WITH (keep => 0.9)", img=pixels)
+    assert heatmap.exact.numel() == 12
+    assert heatmap.exact.all()
 
 
 class Unwilling(SmallNet):

@@ -63,7 +63,7 @@ def end_increments(graph: Graph, after: int) -> Graph:
     through = {node.id: node.inputs[0] for node in graph if node.op == "project"}
     plain = graph.substitute(through)
     changed = plain.with_nodes(
-        node if node.id in before or node.mode == "once" else replace(node, mode="full") for node in plain
+        node if node.id in before or node.mode == "once" else replace(node, mode="full", cuts=()) for node in plain
     )
     return insert_projections(changed)
 
