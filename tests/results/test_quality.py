@@ -120,40 +120,37 @@ def test_maps_that_cannot_be_compared_are_refused(make_heatmap: Make) -> None:
 # ---------------------------------------------------------------------------------------------------- measured by the map
 
 
-def approximated(make_heatmap: Make, error: float, count: int, width: int = 6) -> tuple[Heatmap, Heatmap]:
-    """A map with smooth errors of that size and `count` held out positions, and the exact one."""
+def approximated(make_heatmap: Make, error: float, count: int) -> tuple[Heatmap, Heatmap]:
+    """A map whose changes are too small or too large by about that part, with `count` held out positions, and the exact one."""
     generator = torch.Generator().manual_seed(2)
     cells = torch.linspace(0, 6, 40)
     exact = torch.stack([torch.sin(cells)[:, None] * torch.cos(cells), torch.zeros(40, 40)], -1)
-    noise = torch.nn.functional.interpolate(torch.randn(1, 1, width, width, generator=generator), (40, 40), mode="bicubic")[
-        0, 0
-    ]
-    logits = exact + error * torch.stack([noise, torch.zeros(40, 40)], -1)
-    indices = torch.randperm(1600, generator=generator)[:count]
+    noise = torch.randn(1, 1, 10, 10, generator=generator)
+    factor = 1 + error * torch.nn.functional.interpolate(noise, (40, 40), mode="bicubic")[0, 0, ..., None]
+    logits = exact * factor
+    indices = torch.arange(13, 1600, 1600 // count)
     held_out = HeldOut(indices, logits.view(-1, 2)[indices])
     known = torch.zeros(1600, dtype=torch.bool)
     known[indices] = True
     logits.view(-1, 2)[indices] = exact.view(-1, 2)[indices]
     size = {"size": (40, 40), "patch": (1, 1), "stride": (1, 1), "classes": 2, "base_logits": torch.zeros(2)}
-    rough = make_heatmap(
-        **size, logits=logits, exact=known.view(40, 40), held_out=held_out, info={"approximations": ["keep 0.9"]}
-    )
-    return rough, make_heatmap(**size, logits=exact)
+    said = {"exact": known.view(40, 40), "held_out": held_out, "info": {"approximations": ["keep 0.9"]}}
+    return make_heatmap(**size, logits=logits, **said), make_heatmap(**size, logits=exact)
 
 
-@pytest.mark.parametrize("error", [0.02, 0.05, 0.1, 0.3])
+@pytest.mark.parametrize("error", [0.02, 0.1, 0.3])
 def test_maps_measure_themselves_near_the_truth(make_heatmap: Make, error: float) -> None:
     rough, exact = approximated(make_heatmap, error, count=80)
     truth, found = compare(rough, exact), rough.quality
     assert found is not None
     assert (found.approximations, found.positions) == (("keep 0.9",), 80)
     assert found.ssim == pytest.approx(truth.ssim, abs=0.05)
-    assert found.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.3)
+    assert 0.4 < found.relative_rmse / truth.relative_rmse < 2.5
 
 
 def test_larger_errors_are_measured_as_larger(make_heatmap: Make) -> None:
-    found = [approximated(make_heatmap, error, count=40)[0].quality for error in (0.0, 0.02, 0.1, 0.5)]
-    assert found[0].ssim == 1
+    found = [approximated(make_heatmap, error, count=40)[0].quality for error in (0.0, 0.05, 0.2, 0.8)]
+    assert found[0].ssim == pytest.approx(1)
     assert found[0].relative_rmse == 0
     assert [quality.ssim for quality in found] == sorted((quality.ssim for quality in found), reverse=True)
     assert [quality.relative_rmse for quality in found] == sorted(quality.relative_rmse for quality in found)
