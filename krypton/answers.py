@@ -83,7 +83,10 @@ class Answer:
 
     def _info(self) -> dict[str, Any]:
         query = self._query
-        approximation = self._plan.approximation
+        approximation, tolerance = self._plan.approximation, query.settings["tolerance"]
+        names = [] if approximation is None else approximation.names()
+        if names and tolerance:
+            names.append(f"tolerance {tolerance:g}")
         refined = {} if approximation is None or approximation.drilldown is None else {"refined_for": self._label}
         return {
             "statement": query.statement,
@@ -92,7 +95,7 @@ class Answer:
             "mode": self._plan.kind,
             "device": self._plan.device,
             "plan": heading(self._plan),
-            "approximations": [] if approximation is None else approximation.names(),
+            "approximations": names,
             **refined,
             "precision": None if self.execution.precision is None else asdict(self.execution.precision),
             "fill": self._prepared.fill.description,

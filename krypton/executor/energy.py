@@ -33,7 +33,7 @@ class EnergyMeter:
         """Take account of a node's delta."""
         if node.id not in self._nodes:
             return
-        squares = delta.on_field().square().sum((0, 1)).double()
+        squares = delta.on_field().square().sum((0, 1)).double().cpu()
         for axis in AXES:
             projection = self._projections[node.id][axis].of((tile.rows, tile.columns)[axis])
             places = torch.arange(*delta.field[axis]).double()

@@ -84,9 +84,9 @@ class RuleReport:
 class Approximation:
     """What MODE APPROXIMATE may leave out. None: nothing of that kind.
 
-    `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, section 4.1). `keep`: fields
-    are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
-    query's own stride, `speedup`: how many times fewer positions are to be computed in all (section 4.2).
+    `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36). `keep`:
+    fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
+    query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
     """
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from krypton.errors import PlanError
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import Approximation, Cost, QueryPlan, RuleReport, TensorPlan
@@ -48,6 +49,8 @@ def plan_query(
     `approximation` is for mode approximate. Raises BindError where its drill-down does not fit the occlusions.
     """
     settings = settings or Settings()
+    if (mode == "approximate") != (approximation is not None):
+        raise PlanError("mode approximate, and no other, needs to know what may be left out")
     batch = min(settings["batch"] or NAIVE_BATCH, occlusions.count)
     naive = QueryPlan("naive", occlusions, device, model, batch=batch, notes=(reason,) if reason else ())
     if captured is not None:

@@ -1,6 +1,6 @@
 """The stages of an approximate query: adaptive drill-down, and exact values held out to measure the quality.
 
-Belongs to the query plan: which positions are computed, in which order. The papers' drill-down (Krypton paper, section 4.2)
+Belongs to the query plan: which positions are computed, in which order. The papers' drill-down (equations 38 and 39)
 computes a coarse map first, then the most sensitive part of it at the stride that was asked for. Here coarse positions are
 positions of the fine grid, so that nothing is computed twice, and what remains is interpolated at its true place.
 """

@@ -123,10 +123,11 @@ class Heatmap:
 
     @cached_property
     def quality(self) -> MeasuredQuality | None:
-        """How good an approximate map is, measured on its held out positions; None when all that is known is exact."""
+        """How good a map of MODE APPROXIMATE is, measured on its held out positions; None where all that is known is exact."""
         from krypton.results import quality
 
-        return None if bool(self.exact[self.known].all()) else quality.measured(self)
+        rough = self.info.get("approximations") and not bool(self.exact[self.known].all())
+        return quality.measured(self) if rough else None
 
     @property
     def most_sensitive(self) -> tuple[int, int, int, int]:

@@ -217,6 +217,13 @@ def test_cuts_and_drill_down_go_together(option: str, con: krypton.Connection, p
     assert compare(heatmap, naive).relative_rmse < 0.3
 
 
+def test_low_precision_alone_makes_no_approximate_map(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} WITH (tolerance => 0.1)", img=pixels)
+    assert heatmap.quality is None
+    assert heatmap.info["mode"] == "exact"
+    assert "approximate" not in repr(heatmap)
+
+
 @pytest.mark.usefixtures("incremental")
 @pytest.mark.parametrize("option", ["tau => 0.4", "keep => 0.9"])
 def test_masks_are_cut_too(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:

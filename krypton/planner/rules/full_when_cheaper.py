@@ -19,6 +19,7 @@ from krypton.planner.rules.project_when_opaque import insert_projections
 from krypton.planner.tiles import even_tiling, sample
 
 GAIN = 0.98  # a projection must promise at least this much of the cost without it
+LEFT = 0.6  # of the cost of increments, usually, once an energy cut has seen where changes are
 BATCH = 32
 
 
@@ -33,7 +34,8 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
         n.id: node_cost(replace(n, mode="full"), whole_box(n), BATCH, context.profile, context.device).milliseconds
         for n in graph
     }
-    best, cut = sum(cost.milliseconds for cost in delta.values()) * GAIN, None
+    gain = GAIN * LEFT if plan.approximation is not None and (plan.approximation.keep or 1) < 1 else GAIN
+    best, cut = sum(cost.milliseconds for cost in delta.values()) * gain, None
     nodes, view = graph.index(), graph.networkx()
     for candidate in _dominators(graph):
         node = nodes[candidate]

@@ -1,6 +1,6 @@
 """projective_threshold: fields are cut to a part tau of the map, around the projection of what is occluded.
 
-The papers' projective field thresholding (Krypton paper, section 4.1): far from the projection deltas are small, and what is
+The papers' projective field thresholding (equations 30 to 36): far from the projection deltas are small, and what is
 cut reverts to the base values. Along each axis of each windowed operator at most max(1, round(tau·O)) of O places are kept for
 an occlusion, and for a tile the hull of what is kept for its occlusions.
 """
