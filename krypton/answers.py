@@ -15,7 +15,8 @@ from krypton.executor import Batch, Execution
 from krypton.ir.occlusions import Masks
 from krypton.ir.plan import QueryPlan
 from krypton.planner.explain import heading
-from krypton.results import Heatmap
+from krypton.results import Heatmap, HeldOut
+from krypton.results.classes import label_of
 
 # A stream copies the logits for each map that it gives away; it spends at most about this share of its time on that.
 _COPYING = 0.05
@@ -35,6 +36,8 @@ class Answer:
         self._plan = plan
         self._logits = torch.full((self.total, len(execution.base_logits)), torch.nan)
         self._known = torch.zeros(self.total, dtype=torch.bool)
+        self._exact = torch.zeros(self.total, dtype=torch.bool)
+        self._held_out: list[HeldOut] = []
 
     @property
     def done(self) -> int:
@@ -45,14 +48,17 @@ class Answer:
         return self.execution.seconds
 
     def take(self, batch: Batch) -> None:
-        """Note the logits of a batch."""
+        """Note the logits of a batch; those of held out positions beside what was thought of them."""
+        if batch.stage == "hold_out":
+            self._held_out.append(HeldOut(batch.indices, self._logits[batch.indices]))
         self._logits[batch.indices] = batch.logits
-        self._known[batch.indices] = True
+        self._known[batch.indices], self._exact[batch.indices] = True, torch.tensor(batch.exact)
 
     def heatmap(self, *, copy: bool, **info: Any) -> Heatmap:
         """The map of the first class that was asked for. Without `copy` it changes as more comes in."""
         query, occlusions = self._query, self._prepared.occlusions
-        logits, known = (self._logits.clone(), self._known.clone()) if copy else (self._logits, self._known)
+        parts = self._logits, self._known, self._exact
+        logits, known, exact = (part.clone() for part in parts) if copy else parts
         return Heatmap(
             logits=logits.view(*occlusions.shape, -1),
             base_logits=self.execution.base_logits,
@@ -62,6 +68,8 @@ class Answer:
             target=self.targets[0],
             activation=query.model.activation,
             known=known.view(*occlusions.shape),
+            exact=exact.view(*occlusions.shape),
+            held_out=HeldOut.together(self._held_out),
             masks=occlusions.masks if isinstance(occlusions, Masks) else None,
             labels=query.model.labels,
             score_kind=query.score,
@@ -75,6 +83,11 @@ class Answer:
 
     def _info(self) -> dict[str, Any]:
         query = self._query
+        approximation, tolerance = self._plan.approximation, query.settings["tolerance"]
+        names = [] if approximation is None else approximation.names()
+        if names and tolerance:
+            names.append(f"tolerance {tolerance:g}")
+        refined = {} if approximation is None or approximation.drilldown is None else {"refined_for": self._label}
         return {
             "statement": query.statement,
             "model": query.model.name,
@@ -82,6 +95,8 @@ class Answer:
             "mode": self._plan.kind,
             "device": self._plan.device,
             "plan": heading(self._plan),
+            "approximations": names,
+            **refined,
             "precision": None if self.execution.precision is None else asdict(self.execution.precision),
             "fill": self._prepared.fill.description,
             "fill_hash": self._prepared.fill.content_hash,
@@ -89,6 +104,11 @@ class Answer:
             "notes": list(self._plan.notes),
             "warnings": list(query.model.notes),
         }
+
+    @property
+    def _label(self) -> str:
+        """Of the class that a drill-down refines the map for."""
+        return label_of(self.targets[0], self._query.model.labels, self._query.model.outputs)
 
 
 def snapshots(answers: Iterable[Answer]) -> Iterator[Heatmap]:

@@ -59,12 +59,13 @@ def explain_occlusion(
       128/255, then normalised by `mean` and `std`
     - target: a class by index or label; the predicted one unless said
     - score: "probability", "logit" or "margin"; region: (top, left, height, width), only patches inside it
-    - mode: "exact" or "naive", full inference for every position
+    - mode: "exact"; "naive", full inference for every position; or "approximate"
     - progress: True for a bar on standard error, or a function of (done, total)
     - input_shape: (C, H, W); for a module it is the tensor's or the picture's own size unless said, and pictures of more
       than 1024x1024 pixels need it. mean, std, labels, activation: as in `Connection.register_model`. These five are
       for modules; a source knows its own
-    - options: those of WITH: batch, seed
+    - options: those of WITH: batch, seed, tolerance; with mode "approximate" also drilldown, speedup, tau, keep and
+      quality_share
 
     Raises KryptonError of the kind that fits. Graphs that were captured are kept as long as their module lives.
     """

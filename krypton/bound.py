@@ -10,17 +10,20 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
+from krypton.approximation import APPROXIMATE_OPTIONS, check_approximation, number_option, whole_option
 from krypton.errors import BindError, unknown
 from krypton.executor.precision import Scores
 from krypton.fills import Fill, FillSpec, make_fill
 from krypton.images import ImageSource, LoadedImage, load_image
 from krypton.ir.occlusions import Grid, Masks, Occlusions
+from krypton.ir.plan import Approximation
 from krypton.masks import MaskSource, load_masks, superpixels
 from krypton.models import Model
+from krypton.planner.stages import plan_stages
 from krypton.planner.trials import device_of
 from krypton.results.classes import find_class
 from krypton.results.scores import SCORE_KINDS, ScoreKind, score
@@ -28,14 +31,12 @@ from krypton.settings import Settings
 from krypton.sql.ast import ClassAll, ClassIndex, ClassPredicted, ClassTop, IntoFile, IntoTable, Superpixels
 from krypton.sql.places import clause
 
-Mode = Literal["naive", "exact"]
+Mode = Literal["naive", "exact", "approximate"]
 Target = ClassPredicted | ClassIndex | ClassTop | ClassAll
 
 PATCH, STRIDE, FILL = (16, 16), (4, 4), "gray"
 
 OPTIONS = ("batch", "seed", "tolerance")
-APPROXIMATE_OPTIONS = ("tau", "keep", "drilldown", "speedup", "ssim", "quality_share")
-_NOT_YET = "is not available yet: leave it out, queries are answered with MODE EXACT"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,7 @@ class BoundQuery:
 
     `images` are loaded, or paths of existing files that are loaded when their turn comes. `several`: the answer is a list
     of maps, whatever its length. `settings` are those of the session when the query was made, WITH included.
+    `approximation`: what MODE APPROXIMATE may leave out, None in other modes.
     """
 
     model: Model
@@ -65,6 +67,7 @@ class BoundQuery:
     device: str
     settings: Settings
     seed: int
+    approximation: Approximation | None
     into: IntoFile | IntoTable | None
     several: bool
     statement: str
@@ -130,9 +133,11 @@ def build_query(
 
     `rows`: the images are rows of a table, so the answer is a list; they are paths, of which only the first is read now.
     """
-    _check_mode(clauses)
+    mode = _check_mode(clauses)
     with clause("WITH"):
-        seed, options = _check_options(clauses.options or {})
+        written = clauses.options or {}
+        seed, options = _check_options(written, mode)
+        approximation = check_approximation(written, seed) if mode == "approximate" else None
     own = Settings(dict(settings.items()))
     for name, value in options.items():
         own.set(name, value)
@@ -152,15 +157,19 @@ def build_query(
         FILL if clauses.fill is None else clauses.fill,
         target,
         score,
-        "naive" if clauses.mode == "naive" else "exact",
+        mode,
         device,
         own,
         seed,
+        approximation,
         clauses.into,
         rows or isinstance(target, (ClassTop, ClassAll)),
         statement,
     )
-    query.prepare(0)
+    prepared = query.prepare(0)
+    if approximation is not None:
+        with clause("WITH" if written else "MODE"):
+            plan_stages(prepared.occlusions, approximation, exact=True)
     return query
 
 
@@ -190,46 +199,39 @@ def _default_device(settings: Settings, model: Model) -> str:
     return wanted if wanted != "cpu" else str(device_of(model.module))
 
 
-def _check_mode(clauses: Clauses) -> None:
-    with clause("MODE"):
-        if clauses.mode is not None and str(clauses.mode).lower() not in ("naive", "exact", "approximate"):
-            raise BindError(unknown("mode", str(clauses.mode), ("naive", "exact")))
-        if clauses.mode == "approximate":
-            raise BindError("MODE APPROXIMATE is not available yet: use MODE EXACT")
+def _check_mode(clauses: Clauses) -> Mode:
+    modes: tuple[Mode, ...] = get_args(Mode)
+    written = "exact" if clauses.mode is None else str(clauses.mode).lower()
+    found = next((mode for mode in modes if mode == written), None)
+    if found is None:
+        with clause("MODE"):
+            raise BindError(unknown("mode", written, modes))
     with clause("WITHIN"):
         if clauses.within is not None:
-            raise BindError("WITHIN needs MODE APPROXIMATE, which is not available yet: leave it out, or use a larger STRIDE")
+            raise BindError("WITHIN is not available yet: leave it out, or use MODE APPROXIMATE WITH (speedup => 3)")
+    return found
 
 
-def _check_options(options: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+def _check_options(options: Mapping[str, Any], mode: Mode) -> tuple[int, dict[str, Any]]:
     """The seed, and the options that are settings of this query."""
     own: dict[str, Any] = {}
     seed = 0
     for written, value in options.items():
         name = written.lower()
         if name in APPROXIMATE_OPTIONS:
-            raise BindError(f"option {name} needs MODE APPROXIMATE, which {_NOT_YET}")
-        if name not in OPTIONS:
-            raise BindError(unknown("option", written, OPTIONS))
-        if name == "tolerance":
-            own["tolerance"] = _number(name, value, 0)
+            if mode != "approximate":
+                raise BindError(
+                    f"option {name} needs MODE APPROXIMATE; queries are answered with MODE EXACT unless they say so"
+                )
+        elif name == "tolerance":
+            own["tolerance"] = number_option(name, value, 0)
         elif name == "batch":
-            own["batch"] = _whole(name, value, 1)
+            own["batch"] = whole_option(name, value, 1)
+        elif name == "seed":
+            seed = whole_option(name, value, 0)
         else:
-            seed = _whole(name, value, 0)
+            raise BindError(unknown("option", written, (*OPTIONS, *(APPROXIMATE_OPTIONS if mode == "approximate" else ()))))
     return seed, own
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
-        raise BindError(f"option {name} takes a whole number of at least {least}, not {value!r}")
-    return int(value)
-
-
-def _number(name: str, value: object, least: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise BindError(f"option {name} takes a number of at least {least:g}, not {value!r}")
-    return float(value)
 
 
 def _check_occlusions(clauses: Clauses, model: Model) -> Occlusions | Superpixels:

@@ -158,10 +158,11 @@ class Query:
             prepared.image.input,
             prepared.fill.values,
             weights=captured.model.weights if captured.model is not None else None,
-            module=self._module_on(plan.device) if plan.kind == "naive" else None,
+            module=self._module_on(plan.device) if plan.tensor is None else None,
             settings=self.bound.settings,
             timed=True,
             scores=self.bound.scores,
+            profile=self._profiles.of(plan.device),
         )
         with closing(execution):
             answer = Answer(self.bound, prepared, plan, execution)
@@ -169,7 +170,7 @@ class Query:
             for batch in execution:
                 answer.take(batch)
                 yield answer
-            if not execution.trimmed:  # else there was less to do than the plan says
+            if not (execution.trimmed or plan.stages):  # else there was less to do than the plan says
                 self._profiles.learn(plan.device, observed(plan, execution.actual))
                 self._remember(captured, plan, was_prepared, execution.seconds)
 
@@ -194,6 +195,7 @@ class Query:
             captured.model,
             occlusions,
             mode=bound.mode,
+            approximation=bound.approximation,
             device=bound.device,
             model=bound.model.name,
             settings=bound.settings,

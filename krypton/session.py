@@ -215,7 +215,7 @@ class Connection:
             case ast.Estimate(query):
                 return Query(bind(query, scope), self.graphs, self.catalog, self.profiles).estimate()
             case ast.TuneModel():
-                raise BindError("TUNE MODEL is not available yet: it is for MODE APPROXIMATE, and queries run with MODE EXACT")
+                raise BindError("TUNE MODEL is not available yet: MODE APPROXIMATE WITH (keep => 0.999) measures every map")
             case ast.Calibrate(model, device):
                 return self._calibrate(model, device, progress)
 

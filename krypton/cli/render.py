@@ -60,7 +60,7 @@ def show_heatmap(screen: Screen, heatmap: Heatmap) -> None:
 
 
 def summary(heatmap: Heatmap) -> str:
-    """Image, class, score, most sensitive position, speed, and where the map was written, on one line."""
+    """Image, class, score, most sensitive position, speed, quality, and where the map was written, on one line."""
     name = Path(heatmap.image.name).name
     parts = [f"{name}: '{heatmap.label}' {heatmap.score_kind} {heatmap.base_score:.4g}"]
     if heatmap.known.any():
@@ -72,6 +72,10 @@ def summary(heatmap: Heatmap) -> str:
     count = f"{done:,} {what}" if heatmap.complete else f"{done:,} of {total:,} {what}"
     seconds = heatmap.info.get("seconds")
     parts.append(f"{count} in {seconds:.2f} s, {rate(done / seconds)}" if seconds else count)
+    if heatmap.quality is not None:
+        parts.append(str(heatmap.quality))
+    if (refined := heatmap.info.get("refined_for", heatmap.label)) != heatmap.label:
+        parts.append(f"refined for '{refined}'")
     if written := heatmap.info.get("written"):
         parts.append(f"written to {written}")
     return printable("; ".join(parts))

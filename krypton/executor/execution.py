@@ -8,60 +8,53 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
-from krypton.executor.memory import give_back, half_of, kept_blocks
-from krypton.executor.naive import naive_batches, naive_logits
+from krypton.executor.engine import Batch, Engine, NaiveEngine, TensorEngine
+from krypton.executor.memory import give_back, kept_blocks
 from krypton.executor.occluder import Occluder
-from krypton.executor.precision import Precision, Scores, probability_of_prediction, settle
-from krypton.executor.program import Program, StopExecutionError
-from krypton.ir.occlusions import OcclusionTile
-from krypton.ir.plan import QueryPlan, TensorPlan
+from krypton.executor.precision import Scores, probability_of_prediction
+from krypton.executor.stages import run_stages
+from krypton.ir.occlusions import OcclusionTile, tile_around
+from krypton.ir.plan import QueryPlan
 from krypton.ir.verify import verify_plan
 from krypton.ir.weights import WeightStore
+from krypton.planner.cost import DeviceProfile
 from krypton.settings import Settings
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Logits (n, K) float32 on the CPU, of the occlusions at these places (n,) of the flattened query."""
-
-    indices: Tensor
-    logits: Tensor
 
 
 class Execution:
     """An iterator of batches. `base_logits` (K,) are those of the unmodified image.
 
     `actual` has, when timed, the milliseconds of each node over the whole run so far; `seconds` the run's own time so far,
-    base views included; `precision` what low precision costs, where the plan has any; `trimmed` whether occlusions were
-    left out or made smaller because the fill equals the image there.
+    base views included; `precision` what low precision costs, where the plan has any.
     """
 
     def __init__(
         self,
-        base_logits: Tensor,
+        engine: Engine,
         batches: Generator[Batch, None, None],
         actual: dict[int, float],
         started: float,
-        precision: Precision | None = None,
-        trimmed: bool = False,
     ) -> None:
-        self.base_logits = base_logits
+        self.base_logits = engine.base_logits
         self.actual = actual
-        self.precision = precision
-        self.trimmed = trimmed
+        self.precision = engine.precision
+        self._engine = engine
         self._batches = batches
         self._spent = time.perf_counter() - started
 
     @property
     def seconds(self) -> float:
         return self._spent
+
+    @property
+    def trimmed(self) -> bool:
+        """Were occlusions left out or made smaller, because the fill equals the image there?"""
+        return self._engine.trimmed
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -90,102 +83,61 @@ def execute(
     tiles: Sequence[OcclusionTile] | None = None,
     cancelled: Callable[[], bool] | None = None,
     scores: Callable[[Tensor], Scores] | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Execution:
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
 
-    Exact plans need `weights`, naive ones the `module`. `tiles` restricts the run to some of the plan's tiles. `cancelled` is
-    asked between operators (between batches in naive plans); when it says so, the run ends early without an error. `scores`
-    makes, of the base logits, the scores that the tolerance of a plan in low precision is about; by default the
-    probability of the predicted class.
+    Tensor plans need `weights`, others the `module`. `tiles` restricts the run to some of the tiles of a plan without
+    stages. `cancelled` is asked between operators (between batches in naive plans); when it says so, the run ends early
+    without an error. `scores` makes, of the base logits, the scores that the tolerance of a plan in low precision is about,
+    and a drill-down; by default the probability of the predicted class. `profile` says what tiles cost, where they are
+    chosen anew when fields were cut.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()
     verify_plan(plan)
     if tuple(image.shape) != tuple(plan.input_shape) and plan.tensor is not None:
         raise ExecutionError(f"the plan is for images {plan.input_shape}, this one is {tuple(image.shape)}")
+    if plan.stages and tiles is not None:
+        raise ExecutionError("an approximate plan chooses its tiles itself, stage by stage: run it without tiles")
     started = time.perf_counter()
     device = torch.device(plan.device)
+    if tiles is None:
+        tiles = _every(plan)
+    actual: dict[int, float] = {}
     with _threads(settings), kept_blocks(), torch.no_grad():
         occluder = Occluder(plan.occlusions, image.to(device).float(), fill.to(device).float().expand(image.shape))
-        if plan.kind == "naive":
+        engine: Engine
+        if plan.tensor is None:
             if module is None:
                 raise ExecutionError("a naive plan needs the model itself")
-            base = naive_logits(module, image[None].to(device))[0]
-            batches = (Batch(*pair) for pair in naive_batches(module, occluder, plan.batch, tiles, cancelled))
-            return Execution(base.cpu(), _scoped(batches, settings), {}, started)
-        if weights is None:
-            raise ExecutionError("an exact plan needs the weights of its model")
-        held = weights.on(device)
-        assert plan.tensor is not None
-        actual: dict[int, float] = {}
-        program = Program(plan.tensor, held, device, actual if timed else None, cancelled, settings["debug"])
-        every = plan.tensor.tiling.tiles(plan.occlusions)
-        asked = every if tiles is None else list(tiles)
-        chosen, unchanged = occluder.trimmed(asked)
-        tensor, precision = plan.tensor, None
-        base = program.prepare(occluder.image, chosen if not tensor.tolerance else every).cpu()
-        if tensor.tolerance:
-
-            def attempt(candidate: TensorPlan, some: Sequence[OcclusionTile]) -> Tensor:
-                trial = Program(candidate, held, device, None, cancelled)
-                trial.adopt(program)
-                return torch.cat([batch.logits for batch in _batches(trial, candidate, occluder, some)])
-
-            tensor, precision = settle(tensor, every, base, (scores or probability_of_prediction)(base), attempt)
-            final = Program(tensor, held, device, actual if timed else None, cancelled, settings["debug"])
-            final.adopt(program)
-            program = final
-        known = [Batch(torch.tensor(unchanged), base.expand(len(unchanged), -1))] if unchanged else []
-        scoped = _scoped(chain(known, _batches(program, tensor, occluder, chosen)), settings)
-        return Execution(base, scoped, actual, started, precision, trimmed=chosen != asked)
+            engine = NaiveEngine(module, occluder, plan.batch, cancelled)
+        else:
+            if weights is None:
+                raise ExecutionError("an exact plan needs the weights of its model")
+            engine = TensorEngine(
+                plan,
+                weights.on(device),
+                occluder,
+                tiles,
+                actual=actual if timed else None,
+                cancelled=cancelled,
+                settings=settings,
+                profile=profile,
+                scores=scores,
+            )
+        if plan.stages:
+            batches = run_stages(plan, engine, (scores or probability_of_prediction)(engine.base_logits))
+        else:
+            batches = engine.run(tiles)
+        return Execution(engine, _scoped(batches, settings), actual, started)
 
 
-def _batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
-    """Tiles through the trunk; whole values are gathered until a batch for the head is full."""
-    waiting: list[dict[int, Tensor]] = []
-    indices: list[int] = []
-    most = tensor.head_batch
-
-    def flush() -> Batch:
-        nonlocal most
-        values = {key: torch.cat([part[key] for part in waiting]) for key in waiting[0]}
-        logits = None
-        while logits is None:
-            size = min(len(indices), most)
-            try:
-                logits = program.head({key: value[:size] for key, value in values.items()}, size)
-            except (MemoryError, RuntimeError) as error:
-                most = half_of(size, error)
-        taken = indices[:size]
-        del indices[:size]
-        waiting[:] = [{key: value[size:] for key, value in values.items()}] if indices else []
-        return Batch(torch.tensor(taken), logits.float().cpu())
-
-    try:
-        for tile in tiles:
-            for part, values in _with_halving(program, occluder, tile):
-                waiting.append(values)
-                indices.extend(part.indices)
-                while len(indices) >= most:
-                    yield flush()
-        while indices:
-            yield flush()
-    except StopExecutionError:
-        return
-
-
-def _with_halving(
-    program: Program, occluder: Occluder, tile: OcclusionTile
-) -> Iterator[tuple[OcclusionTile, dict[int, Tensor]]]:
-    try:
-        values = program.trunk(occluder, tile)
-    except (MemoryError, RuntimeError) as error:
-        values, middle = None, half_of(len(tile.indices), error)
-    if values is not None:
-        yield tile, values
-        return
-    for half in (slice(middle), slice(middle, None)):
-        yield from _with_halving(program, occluder, tile.part(half))
+def _every(plan: QueryPlan) -> list[OcclusionTile]:
+    """All occlusions."""
+    if plan.tensor is not None:
+        return plan.tensor.tiling.tiles(plan.occlusions)
+    return [tile_around(range(plan.occlusions.count), plan.occlusions.rectangles().reshape(-1, 4))]
 
 
 @contextlib.contextmanager

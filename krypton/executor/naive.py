@@ -27,11 +27,11 @@ def naive_batches(
     module: nn.Module,
     occluder: Occluder,
     batch: int,
-    tiles: Sequence[OcclusionTile] | None = None,
+    tiles: Sequence[OcclusionTile],
     cancelled: Callable[[], bool] | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(places, logits) of all occlusions, or of those in the tiles, in order. Smaller batches when memory runs out."""
-    wanted = [i for tile in tiles for i in tile.indices] if tiles is not None else list(range(occluder.occlusions.count))
+    """(places, logits) of the occlusions in some tiles, in order. Smaller batches when memory runs out."""
+    wanted = [i for tile in tiles for i in tile.indices]
     start = 0
     while start < len(wanted) and not (cancelled and cancelled()):
         indices = wanted[start : start + batch]

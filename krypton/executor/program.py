@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import PlanError
+from krypton.executor.energy import EnergyMeter
 from krypton.executor.head_kernels import build_head_kernels
 from krypton.executor.occluder import Occluder
 from krypton.executor.own_fields import OwnFields
@@ -36,7 +37,8 @@ class StopExecutionError(Exception):
 
 
 class Program:
-    """See the module. `actual` collects milliseconds per node when given; `debug` checks every delta (slowly)."""
+    """See the module. `actual` collects milliseconds per node when given; `debug` checks every delta (slowly); a `meter` is
+    shown all deltas."""
 
     def __init__(
         self,
@@ -46,6 +48,7 @@ class Program:
         actual: dict[int, float] | None = None,
         cancelled: Callable[[], bool] | None = None,
         debug: bool = False,
+        meter: EnergyMeter | None = None,
     ) -> None:
         self.plan = plan
         self.graph = plan.graph
@@ -59,6 +62,7 @@ class Program:
         self._actual = actual
         self._cancelled = cancelled
         self._debug = debug
+        self._meter = meter
         self._image: Tensor | None = None
         self._trunk = [n for n in self.graph if n.mode in ("delta", "project") and n.op != "image"]
         self._head = _ancestors_of_output(plan)
@@ -113,8 +117,10 @@ class Program:
         return logits
 
     def adopt(self, other: Program) -> None:
-        """Work on the views of another program on the same image and geometry, which differs in its kernels alone."""
-        self.views, self._image, self.fields, self.own_fields = other.views, other._image, other.fields, other.own_fields
+        """Work on the views of another program on the same image, which differs in its kernels and cuts alone."""
+        self.views, self._image = other.views, other._image
+        if all(node.cuts == other.nodes[node.id].cuts for node in self.graph):
+            self.fields, self.own_fields = other.fields, other.own_fields
 
     def _materialise(self, check: Callable[[], None] | None) -> Tensor:
         wanted = None if self.plan.views is None else {(node, kind) for node, kind in self.plan.views}
@@ -147,6 +153,8 @@ class Program:
             self._check()
             started = time.perf_counter()
             value = self._step(node, [values.get(source) for source in node.inputs], running)
+            if self._meter is not None and isinstance(value, Delta):
+                self._meter.note(node, value, tile)
             if self._actual is not None:
                 self._actual[node.id] = self._actual.get(node.id, 0.0) + (time.perf_counter() - started) * 1e3
             values[node.id] = value
@@ -209,7 +217,8 @@ class Program:
             raise StopExecutionError
 
     def _compare(self, occluder: Occluder, tile: OcclusionTile, running: RunningTile) -> None:
-        """Debug: every recorded delta against the difference of whole values (invariants I1 and I2)."""
+        """Debug: every recorded delta against the difference of whole values (invariants I1 and I2); cut ones differ from it,
+        but must keep to their fields as well."""
         whole: dict[ViewKey, Tensor] = {}
         base: dict[ViewKey, Tensor] = {}
         assert self._image is not None
@@ -217,7 +226,9 @@ class Program:
         for images, kept in ((occluder.images(tile.indices), whole), (self._image, base)):
             run_nodes(plain, {self.graph.image.id: images}, self._whole(len(images)), set(), kept.__setitem__)
         for node, delta in running.recorded:
-            running.compare(node, delta, whole[node.id, "out"] - base[node.id, "out"], base[node.id, "out"])
+            running.check_field(node, delta)
+            if not self.plan.cut:
+                running.compare(node, delta, whole[node.id, "out"] - base[node.id, "out"], base[node.id, "out"])
 
 
 def _ancestors_of_output(plan: TensorPlan) -> list[Node]:

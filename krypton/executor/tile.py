@@ -146,14 +146,17 @@ class RunningTile:
         copy = Delta(delta.data.clone(memory_format=torch.preserve_format), delta.top, delta.left, delta.field)
         self.recorded.append((node, copy))
 
-    def compare(self, node: Node, delta: Delta, dense: Tensor, base: Tensor) -> None:
-        """ExecutionError unless a delta is the difference of whole values on its field, and zero outside."""
-        (top, bottom), (left, right) = delta.field
+    def check_field(self, node: Node, delta: Delta) -> None:
+        """ExecutionError unless a delta is zero outside its field."""
         outside = delta.data.clone()
         inner = Delta(outside, delta.top, delta.left, delta.field).on_field()
         inner.zero_()
         if outside.any():
             raise ExecutionError(f"invariant I1 broken at %{node.id} ({node.op}): the delta is not zero outside its field")
+
+    def compare(self, node: Node, delta: Delta, dense: Tensor, base: Tensor) -> None:
+        """ExecutionError unless a delta is the difference of whole values."""
+        (top, bottom), (left, right) = delta.field
         scale = float(base[base.isfinite()].abs().max().clamp(min=1.0))
         dense = torch.where(dense.isfinite(), dense, 0.0)
         error = dense.clone()

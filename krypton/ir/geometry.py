@@ -6,6 +6,7 @@ columns, and every rule here works on one axis at a time. Nothing here knows of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,12 +76,56 @@ class Window:
         stop = (changed.stop - 1 + self.padding) // self.stride + 1
         return make(start, stop).clip(self.size)
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        """(a, b): output o reads around a·o + b of the input."""
+        return float(self.stride), (self.extent - 1) / 2 - self.padding
+
     def read(self, outputs: Interval) -> Interval:
         """Inputs that the given outputs read; may reach outside the axis, where the padding lives."""
         if outputs.empty:
             return EMPTY
         start = outputs.start * self.stride - self.padding
         return Interval(start, (outputs.stop - 1) * self.stride - self.padding + self.extent)
+
+
+class Projection(NamedTuple):
+    """Where the occluded pixels of an axis lie in a map: the outputs whose windows are centred on the first and on the last
+    of them, between pixels perhaps."""
+
+    first: float
+    last: float
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How far around the projection of what is occluded a change is kept, along one axis; what lies beyond is given up.
+
+    `before` the projection's first and `after` its last place, in pixels; negative: inside. `slide`: at the border of the map
+    what is kept is moved inside, so that it stays as large.
+    """
+
+    before: float
+    after: float
+    slide: bool = False
+
+    def kept(self, projection: Projection, size: int) -> Interval:
+        """The part of an axis of that size; it grows with the projection."""
+        start = math.floor(projection.first - self.before + 0.5)
+        stop = math.floor(projection.last + self.after + 0.5) + 1
+        if self.slide:
+            start, stop = start - max(stop - size, 0), stop + max(-start, 0)
+        return make(start, stop).clip(size)
+
+    def apply(self, field: Interval, projection: Projection, size: int) -> Interval:
+        """The part of a field that is kept; where it would be none, the nearest pixel."""
+        kept = self.kept(projection, size)
+        part = make(max(field.start, kept.start), min(field.stop, kept.stop))
+        if not part.empty or field.empty:
+            return part
+        middle = math.floor((projection.first + projection.last) / 2 + 0.5)
+        nearest = min(max(middle, field.start), field.stop - 1)
+        return Interval(nearest, nearest + 1)
 
 
 def dilated(kernel: int, dilation: int) -> int:

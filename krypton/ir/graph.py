@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import networkx as nx
 
+from krypton.ir.geometry import Cut
 from krypton.ir.weights import Reference
 
 Mode = Literal["full", "delta", "project", "once"]
@@ -53,7 +54,8 @@ class Node:
     """One operator application.
 
     `attrs` are numbers, texts and lists (JSON); tensors are in `weights`, by reference. `module` is the model's own name for
-    where this came from. `rules` are the optimizer rules that made the node what it is.
+    where this came from. `cuts`, along rows and columns, give up the outer part of its field. `rules` are the optimizer rules
+    that made the node what it is.
     """
 
     id: int
@@ -66,6 +68,7 @@ class Node:
     epilogue: Epilogue | None = None
     mode: Mode = "full"
     kernel: str = ""
+    cuts: tuple[tuple[Cut, Cut], ...] = ()
     rules: tuple[str, ...] = ()
 
     @property

@@ -129,6 +129,9 @@ class Masks:
 
 Occlusions = Grid | Masks
 
+Lattice = tuple[Sequence[int], Sequence[int]]
+"""The crossings of some rows and columns of a grid."""
+
 
 @dataclass(frozen=True)
 class OcclusionTile:
@@ -155,25 +158,30 @@ class Tiling:
     columns: tuple[Interval, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
 
-    def tiles(self, occlusions: Occlusions) -> list[OcclusionTile]:
-        """All tiles, in reading order."""
+    def tiles(self, occlusions: Occlusions, lattice: Lattice | None = None) -> list[OcclusionTile]:
+        """All tiles, in reading order. With a `lattice` the runs are of its rows and columns, not of all of the grid's."""
         if isinstance(occlusions, Masks):
             boxes = occlusions.rectangles()
-            return [_mask_tile(group, boxes) for group in self.groups]
-        rows, columns, width = occlusions.intervals(0), occlusions.intervals(1), occlusions.shape[1]
+            return [tile_around(group, boxes) for group in self.groups]
+        every_row, every_column, width = occlusions.intervals(0), occlusions.intervals(1), occlusions.shape[1]
+        rows, columns = lattice or (range(len(every_row)), range(len(every_column)))
         return [
             OcclusionTile(
-                tuple(y * width + x for y in range(*r) for x in range(*c)),
-                Interval(rows[r.start].start, rows[r.stop - 1].stop),
-                Interval(columns[c.start].start, columns[c.stop - 1].stop),
-                (tuple(rows[y] for y in range(*r) for _ in range(*c)), tuple(columns[x] for _ in range(*r) for x in range(*c))),
+                tuple(rows[y] * width + columns[x] for y in range(*r) for x in range(*c)),
+                Interval(every_row[rows[r.start]].start, every_row[rows[r.stop - 1]].stop),
+                Interval(every_column[columns[c.start]].start, every_column[columns[c.stop - 1]].stop),
+                (
+                    tuple(every_row[rows[y]] for y in range(*r) for _ in range(*c)),
+                    tuple(every_column[columns[x]] for _ in range(*r) for x in range(*c)),
+                ),
             )
             for r in self.rows
             for c in self.columns
         ]
 
 
-def _mask_tile(group: Sequence[int], boxes: Tensor) -> OcclusionTile:
+def tile_around(group: Sequence[int], boxes: Tensor) -> OcclusionTile:
+    """A tile of any occlusions, from the rectangles (n, 4) of all."""
     own = tuple(tuple(make(int(i[axis]), int(i[axis] + i[2 + axis])) for i in boxes[list(group)]) for axis in (0, 1))
     return OcclusionTile(tuple(group), hull(*own[0]), hull(*own[1]), (own[0], own[1]))
 

@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Occlusions, Tiling
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 ViewScope = Literal["batch", "query"]
 """How long base views live: recomputed for every batch, or shared by all occlusions of the query."""
@@ -46,7 +46,8 @@ class TensorPlan:
     `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: the
     kernels that can
     run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
-    score changes that low precision may cause.
+    score changes that low precision may cause. `keep`: the share of the squared change, along each axis, that fields are to be
+    cut to once it is measured; 1: they are not.
     """
 
     graph: Graph
@@ -57,6 +58,16 @@ class TensorPlan:
     costs: Mapping[int, Cost] = field(default_factory=dict)
     alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     tolerance: float = 0.0
+    keep: float = 1.0
+
+    @property
+    def cut(self) -> bool:
+        """Are any fields cut, or to be cut?"""
+        return self.keep < 1 or any(node.cuts for node in self.graph)
+
+    def uncut(self) -> TensorPlan:
+        """The same with all fields whole."""
+        return replace(self, graph=self.graph.with_nodes(replace(node, cuts=()) for node in self.graph), keep=1.0)
 
 
 @dataclass(frozen=True)
@@ -70,19 +81,80 @@ class RuleReport:
 
 
 @dataclass(frozen=True)
+class Approximation:
+    """What MODE APPROXIMATE may leave out. None: nothing of that kind.
+
+    `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36). `keep`:
+    fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
+    query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
+    `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
+    """
+
+    tau: float | None = None
+    keep: float | None = None
+    drilldown: float | None = None
+    speedup: float | None = None
+    quality_share: float = 0.0
+    seed: int = 0
+
+    def names(self) -> list[str]:
+        """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
+        named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup")}
+        return [f"{name} {value:g}" for name, value in named.items() if value is not None]
+
+
+StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of an approximate answer; what a later one does depends on what those before it found.
+
+    measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. coarse: those at
+    the crossings of some `rows` and `columns` of the grid. refine: the positions whose interpolated score is lowest, as far as
+    they are not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
+    are only approximately known, exactly; those that were measured, if any were.
+    `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions into
+    tiles, its runs counted in `rows` and `columns`.
+    """
+
+    kind: StageKind
+    count: int
+    rows: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    tiling: Tiling = field(default_factory=Tiling)
+
+    @property
+    def computed(self) -> int:
+        """How many positions the model is asked about."""
+        return 0 if self.kind == "interpolate" else self.count
+
+
+@dataclass(frozen=True)
 class QueryPlan:
     """How a query is answered.
 
     `kind` naive: the model itself on every occluded image, in batches of `batch`. exact: the tensor plan on every tile.
+    approximate: the `stages`, one after the other, each by the tensor plan; where there is none by the model itself.
     `notes` say what a reader should know: where increments end and why, or why the query runs naively.
     """
 
-    kind: Literal["naive", "exact"]
+    kind: Literal["naive", "exact", "approximate"]
     occlusions: Occlusions
     device: str = "cpu"
     model: str = ""
     input_shape: tuple[int, int, int] = (3, 224, 224)
     tensor: TensorPlan | None = None
     batch: int = 32
+    approximation: Approximation | None = None
+    stages: tuple[Stage, ...] = ()
     notes: tuple[str, ...] = ()
     trace: tuple[RuleReport, ...] = field(default=(), compare=False)
+
+    @property
+    def computed(self) -> int:
+        """How many positions the model is asked about; those that were measured are not asked about again when held out."""
+        if not self.stages:
+            return self.occlusions.count
+        stages = self.stages[:-1] if self.stages[0].kind == "measure" else self.stages
+        return sum(stage.computed for stage in stages)

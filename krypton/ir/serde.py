@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from krypton.errors import BindError, PlanError
-from krypton.ir.geometry import Interval
+from krypton.ir.geometry import Cut, Interval
 from krypton.ir.graph import Epilogue, Function, Graph, Node, Term
 from krypton.ir.occlusions import Grid, Masks, Occlusions, Tiling
-from krypton.ir.plan import PLAN_VERSION, Cost, QueryPlan, TensorPlan
+from krypton.ir.plan import PLAN_VERSION, Approximation, Cost, QueryPlan, Stage, TensorPlan
 from krypton.ir.verify import verify_graph, verify_plan
 
 Json = dict[str, Any]
@@ -38,6 +38,8 @@ def plan_to_dict(plan: QueryPlan) -> Json:
         "input_shape": list(plan.input_shape),
         "occlusions": _occlusions_to_json(plan.occlusions),
         "batch": plan.batch,
+        "approximation": None if plan.approximation is None else asdict(plan.approximation),
+        "stages": [_stage_to_json(stage) for stage in plan.stages],
         "notes": list(plan.notes),
         "tensor": None if plan.tensor is None else _tensor_to_json(plan.tensor),
     }
@@ -62,6 +64,8 @@ def plan_from_json(text: str) -> QueryPlan:
             input_shape=_three(data["input_shape"]),
             tensor=None if data["tensor"] is None else _tensor_from_json(data["tensor"]),
             batch=int(data["batch"]),
+            approximation=None if data["approximation"] is None else _approximation_from_json(data["approximation"]),
+            stages=tuple(_stage_from_json(stage) for stage in data["stages"]),
             notes=tuple(str(note) for note in data["notes"]),
         )
         verify_plan(plan)
@@ -70,6 +74,34 @@ def plan_from_json(text: str) -> QueryPlan:
     except BindError as error:
         raise PlanError(f"the plan is damaged: {error}") from None
     return plan
+
+
+def _stage_to_json(stage: Stage) -> Json:
+    places = {"rows": list(stage.rows), "columns": list(stage.columns)}
+    return {"kind": stage.kind, "count": stage.count, **places, "tiling": _tiling_to_json(stage.tiling)}
+
+
+def _stage_from_json(data: Json) -> Stage:
+    places = {axis: tuple(int(place) for place in data[axis]) for axis in ("rows", "columns")}
+    return Stage(data["kind"], int(data["count"]), **places, tiling=_tiling_from_json(data["tiling"]))
+
+
+def _approximation_from_json(data: Json) -> Approximation:
+    numbers = {name: float(data[name]) for name in ("tau", "keep", "drilldown", "speedup") if data[name] is not None}
+    return Approximation(**numbers, quality_share=float(data["quality_share"]), seed=int(data["seed"]))
+
+
+def _tiling_to_json(tiling: Tiling) -> Json:
+    return {
+        "rows": [list(run) for run in tiling.rows],
+        "columns": [list(run) for run in tiling.columns],
+        "groups": [list(group) for group in tiling.groups],
+    }
+
+
+def _tiling_from_json(data: Json) -> Tiling:
+    runs = {axis: tuple(Interval(int(a), int(b)) for a, b in data[axis]) for axis in ("rows", "columns")}
+    return Tiling(groups=tuple(tuple(int(i) for i in group) for group in data["groups"]), **runs)
 
 
 def graph_to_json(graph: Graph) -> Json:
@@ -91,6 +123,8 @@ def _node_to_json(node: Node) -> Json:
     data: Json = {"id": node.id, "op": node.op, "inputs": list(node.inputs), "shape": list(node.shape), "mode": node.mode}
     data |= {name: dict(value) for name in ("attrs", "weights") if (value := getattr(node, name))}
     data |= {name: value for name in ("module", "kernel") if (value := getattr(node, name))}
+    if node.cuts:
+        data["cuts"] = [[asdict(cut) for cut in pair] for pair in node.cuts]
     if node.rules:
         data["rules"] = list(node.rules)
     if node.epilogue:
@@ -117,24 +151,25 @@ def _node_from_json(data: Json) -> Node:
         epilogue=epilogue,
         mode=data["mode"],
         kernel=str(data.get("kernel", "")),
+        cuts=tuple((_cut_from_json(rows), _cut_from_json(columns)) for rows, columns in data.get("cuts", ())),
         rules=tuple(str(rule) for rule in data.get("rules", ())),
     )
 
 
+def _cut_from_json(data: Json) -> Cut:
+    return Cut(float(data["before"]), float(data["after"]), bool(data["slide"]))
+
+
 def _tensor_to_json(tensor: TensorPlan) -> Json:
-    tiling = tensor.tiling
     return {
         "graph": graph_to_json(tensor.graph),
         "views": None if tensor.views is None else [list(view) for view in tensor.views],
         "view_scope": tensor.view_scope,
-        "tiling": {
-            "rows": [list(run) for run in tiling.rows],
-            "columns": [list(run) for run in tiling.columns],
-            "groups": [list(group) for group in tiling.groups],
-        },
+        "tiling": _tiling_to_json(tensor.tiling),
         "head_batch": tensor.head_batch,
         "costs": {str(node): asdict(cost) for node, cost in tensor.costs.items()},
         "tolerance": tensor.tolerance,
+        "keep": tensor.keep,
         "alternatives": {str(node): [list(pair) for pair in pairs] for node, pairs in tensor.alternatives.items()},
     }
 
@@ -142,19 +177,18 @@ def _tensor_to_json(tensor: TensorPlan) -> Json:
 def _tensor_from_json(data: Json) -> TensorPlan:
     if data["view_scope"] not in ("batch", "query"):
         raise PlanError(f"the plan has the unknown view scope {data['view_scope']!r}")
-    runs = {axis: tuple(Interval(int(a), int(b)) for a, b in data["tiling"][axis]) for axis in ("rows", "columns")}
-    groups = tuple(tuple(int(i) for i in group) for group in data["tiling"]["groups"])
     return TensorPlan(
         graph=graph_from_json(data["graph"]),
         views=None if data["views"] is None else tuple((int(node), str(kind)) for node, kind in data["views"]),
         view_scope=data["view_scope"],
-        tiling=Tiling(groups=groups, **runs),
+        tiling=_tiling_from_json(data["tiling"]),
         head_batch=int(data["head_batch"]),
         costs={
             int(node): Cost(**{**cost, "field": tuple(cost["field"]) if cost["field"] else None})
             for node, cost in data["costs"].items()
         },
         tolerance=float(data["tolerance"]),
+        keep=float(data["keep"]),
         alternatives={
             int(node): tuple((str(name), float(ms)) for name, ms in pairs) for node, pairs in data["alternatives"].items()
         },

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from krypton.errors import PlanError
 from krypton.ir.graph import Graph
-from krypton.ir.plan import QueryPlan
+from krypton.ir.occlusions import Grid
+from krypton.ir.plan import QueryPlan, Stage, StageKind
 
 MODES = {"full", "delta", "project", "once"}
-KINDS = {"naive", "exact"}
+KINDS = {"naive", "exact", "approximate"}
+
+STAGES = set(get_args(StageKind))
 
 
 def verify_graph(graph: Graph) -> None:
@@ -35,8 +40,9 @@ def verify_plan(plan: QueryPlan) -> None:
     """PlanError unless the plan can be executed: modes fit together, and every occlusion is in exactly one tile."""
     if plan.kind not in KINDS:
         raise PlanError(f"the plan is of the unknown kind {plan.kind!r}")
+    _verify_stages(plan)
     if plan.tensor is None:
-        if plan.kind != "naive":
+        if plan.kind == "exact":
             raise PlanError(f"a plan of kind {plan.kind!r} needs a tensor plan")
         return
     graph = plan.tensor.graph
@@ -54,3 +60,35 @@ def verify_plan(plan: QueryPlan) -> None:
         raise PlanError("the tiles do not hold every occlusion exactly once")
     if plan.tensor.head_batch < 1 or plan.batch < 1:
         raise PlanError("batches must hold at least one occlusion")
+
+
+def _verify_stages(plan: QueryPlan) -> None:
+    if (plan.kind == "approximate") != bool(plan.stages) or bool(plan.stages) != (plan.approximation is not None):
+        raise PlanError("a plan has stages when, and only when, it is approximate")
+    kinds = [stage.kind for stage in plan.stages]
+    if (kinds[:1] == ["measure"]) != (plan.tensor is not None and plan.tensor.keep < 1):
+        raise PlanError("a plan begins with measuring when, and only when, fields are to be cut by what is found")
+    kinds = kinds[1:] if kinds[:1] == ["measure"] else kinds
+    if any(kind not in STAGES for kind in kinds):
+        raise PlanError(f"the plan has an unknown stage: {', '.join(kinds)}")
+    if kinds and kinds[0] not in ("every", "coarse"):
+        raise PlanError(f"an approximate plan begins with all positions or coarse ones, not with {kinds[0]!r}")
+    if kinds and kinds[0] != "coarse" and {"refine", "interpolate"} & {*kinds}:
+        raise PlanError("only between coarse positions something can be refined and interpolated")
+    for stage in plan.stages:
+        if stage.kind == "coarse":
+            _verify_coarse(plan, stage)
+
+
+def _verify_coarse(plan: QueryPlan, stage: Stage) -> None:
+    if not isinstance(plan.occlusions, Grid):
+        raise PlanError("coarse positions are those of a grid")
+    lattice = stage.rows, stage.columns
+    for places, size in zip(lattice, plan.occlusions.shape, strict=True):
+        if sorted({*places, 0, size - 1}) != list(places) or places[-1] != size - 1:
+            raise PlanError("coarse rows and columns are in order, from the first to the last")
+    if plan.tensor is None:
+        return
+    found = sorted(index for tile in stage.tiling.tiles(plan.occlusions, lattice) for index in tile.indices)
+    if found != [row * plan.occlusions.shape[1] + column for row in stage.rows for column in stage.columns]:
+        raise PlanError("the tiles do not hold every coarse position exactly once")

@@ -131,6 +131,14 @@ class Operator:
         """Where the output can change, from where the inputs changed."""
         return hull(*changed)
 
+    def centre(self, node: Node, axis: Axis) -> tuple[float, float]:
+        """(a, b): an output o reads around a·o + b of the input."""
+        return 1.0, 0.0
+
+    def widens(self, node: Node) -> bool:
+        """Reads an output several inputs of an axis, so that the field may grow?"""
+        return False
+
     def read(self, node: Node, axis: Axis, outputs: Interval) -> Interval | None:
         """The window of the first input that it wants contiguous in memory; None when any layout will do."""
         return None

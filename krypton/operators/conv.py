@@ -111,6 +111,12 @@ class Conv(Operator):
     def field(self, node: Node, axis: Axis, changed: Sequence[Interval]) -> Interval:
         return self.window(node, axis).field(changed[0])
 
+    def centre(self, node: Node, axis: Axis) -> tuple[float, float]:
+        return self.window(node, axis).centre
+
+    def widens(self, node: Node) -> bool:
+        return bool(max(node.attrs["kernel"]) > 1)
+
     def read(self, node: Node, axis: Axis, outputs: Interval) -> Interval:
         return self.window(node, axis).read(outputs)
 

@@ -41,6 +41,9 @@ class Pad(Operator):
     def field(self, node: Node, axis: Axis, changed: Sequence[Interval]) -> Interval:
         return changed[0].shift(node.attrs["padding"][2 * axis]).clip(spatial_size(node, axis))
 
+    def centre(self, node: Node, axis: Axis) -> tuple[float, float]:
+        return 1.0, float(-node.attrs["padding"][2 * axis])
+
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         (source,), field = inputs, tile.field(node)
         assert isinstance(source, Delta)

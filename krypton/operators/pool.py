@@ -44,6 +44,12 @@ class _WindowPool(Operator):
     def field(self, node: Node, axis: Axis, changed: Sequence[Interval]) -> Interval:
         return self.window(node, axis).field(changed[0])
 
+    def centre(self, node: Node, axis: Axis) -> tuple[float, float]:
+        return self.window(node, axis).centre
+
+    def widens(self, node: Node) -> bool:
+        return True
+
 
 def _window_attrs(call: Call) -> dict[str, object]:
     kernel = pair(call["kernel_size"])
@@ -168,6 +174,13 @@ class AdaptiveAveragePool(Operator):
             if (bounds := adaptive_bounds(output, size, inputs)).start < changed[0].stop and changed[0].start < bounds.stop
         ]
         return make(touched[0], touched[-1] + 1) if touched and not changed[0].empty else EMPTY
+
+    def centre(self, node: Node, axis: Axis) -> tuple[float, float]:
+        scale = node.attrs["input_size"][axis] / node.shape[1 + axis]
+        return scale, (scale - 1) / 2
+
+    def widens(self, node: Node) -> bool:
+        return True
 
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         (source,), field = inputs, tile.field(node)

@@ -19,9 +19,10 @@ from krypton.operators.base import operator_of
 from krypton.planner.fields import Fields
 from krypton.planner.profile import DeviceProfile, Shape
 
-__all__ = ["BYTES", "DeviceProfile", "Extent", "KernelCost", "Pricing", "plan_costs", "sizes", "whole_box"]
+__all__ = ["BYTES", "USUALLY_KEPT", "DeviceProfile", "Extent", "KernelCost", "Pricing", "plan_costs", "sizes", "whole_box"]
 
 BYTES = 4  # of a float32
+USUALLY_KEPT = 0.6  # of the cost of increments, once an energy cut has seen where changes are
 CPU = torch.device("cpu")
 
 

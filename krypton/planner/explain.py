@@ -13,7 +13,7 @@ from typing import Literal
 from krypton.errors import PlanError
 from krypton.ir.graph import Node
 from krypton.ir.occlusions import Masks
-from krypton.ir.plan import Cost, QueryPlan, TensorPlan
+from krypton.ir.plan import Cost, QueryPlan, Stage, TensorPlan
 from krypton.ir.serde import plan_to_dict
 from krypton.operators.base import operator_of
 from krypton.operators.combine import describe_epilogue
@@ -35,7 +35,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Sums over a plan. Seconds are predictions; `naive` is full inference of every occlusion."""
+    """Sums over a plan. Seconds are predictions; `naive` is full inference of every occlusion. Multiply-adds are per
+    occlusion asked for, also where fewer are computed."""
 
     predicted: float
     naive: float
@@ -88,8 +89,9 @@ def summarise(plan: QueryPlan) -> Summary | None:
         return None
     costs, count, rate = plan.tensor.costs.values(), plan.occlusions.count, DeviceProfile().multiply_adds_per_ms
     full = sum(cost.full_multiply_adds for cost in costs)
-    predicted = sum(cost.milliseconds for cost in costs) * count / 1e3
-    return Summary(predicted, full / rate * count / 1e3, sum(cost.multiply_adds for cost in costs), full)
+    predicted = sum(cost.milliseconds for cost in costs) * plan.computed / 1e3
+    incremental = sum(cost.multiply_adds for cost in costs) * plan.computed // count
+    return Summary(predicted, full / rate * count / 1e3, incremental, full)
 
 
 def heading(plan: QueryPlan) -> str:
@@ -103,10 +105,11 @@ def heading(plan: QueryPlan) -> str:
 def _text(plan: QueryPlan, costs: bool, verbose: bool, actual: Mapping[int, float] | None, seconds: float | None) -> str:
     lines = [heading(plan)]
     if plan.tensor is None:
-        lines.append(f"naive: the model itself on {plan.occlusions.count:,} occluded images, {plan.batch} at a time")
+        lines.append(f"naive: the model itself on {plan.computed:,} occluded images, {plan.batch} at a time")
     else:
         lines += _table(plan, costs, verbose, actual)
-        lines += _stages(plan.tensor, plan)
+        lines += _surroundings(plan.tensor, plan)
+    lines += [f"stage {number}, {_stage(stage, plan)}" for number, stage in enumerate(plan.stages, 1)]
     lines += [f"note: {note}" for note in plan.notes]
     summary = summarise(plan)
     if summary and costs:
@@ -173,7 +176,7 @@ def _flops(row: Row) -> str:
 
 
 def _table(plan: QueryPlan, costs: bool, verbose: bool, actual: Mapping[int, float] | None) -> list[str]:
-    per_occlusion = None if actual is None else {n: ms / plan.occlusions.count for n, ms in actual.items()}
+    per_occlusion = None if actual is None else {n: ms / plan.computed for n, ms in actual.items()}
     columns = _columns(costs, verbose, actual is not None)
     cells = [[name for name, _, _ in columns]]
     cells += [[cell(row) for _, _, cell in columns] for row in rows(plan, per_occlusion)]
@@ -187,7 +190,29 @@ def _table(plan: QueryPlan, costs: bool, verbose: bool, actual: Mapping[int, flo
     ]  # fmt: skip
 
 
-def _stages(tensor: TensorPlan, plan: QueryPlan) -> list[str]:
+def _stage(stage: Stage, plan: QueryPlan) -> str:
+    """A stage in a few words."""
+    total = plan.occlusions.count
+    match stage.kind:
+        case "coarse":
+            steps = [max(places[1] - places[0], 1) if len(places) > 1 else 1 for places in (stage.rows, stage.columns)]
+            return (
+                f"coarse: {len(stage.rows)}×{len(stage.columns)} = {stage.count:,} positions, every {steps[0]}. row and "
+                f"{steps[1]}. column, the last ones too"
+            )
+        case "refine":
+            return f"refine: about {stage.count:,} positions where the interpolated score is lowest"
+        case "interpolate":
+            return f"interpolate: about {stage.count:,} positions, bilinear"
+        case "hold_out":
+            return f"hold out: {stage.count:,} positions, exactly, to measure the quality"
+        case "measure":
+            return f"measure: {stage.count:,} positions, exactly, to see where changes are and how good the others become"
+        case "every":
+            return f"every one of {total:,} positions"
+
+
+def _surroundings(tensor: TensorPlan, plan: QueryPlan) -> list[str]:
     tiling = tensor.tiling
     tiles = tiling.tiles(plan.occlusions)
     shape = f"{len(tiling.groups)}" if isinstance(plan.occlusions, Masks) else f"{len(tiling.rows)}×{len(tiling.columns)}"

@@ -1,6 +1,7 @@
 """The geometry of a plan: for every node and every occluded box, the field of its delta and the window it is stored on.
 
-Rows and columns are independent, so each axis is worked out for an interval of the image and remembered.
+Rows and columns are independent, so each axis is worked out for an interval of the image and remembered. Where nodes are cut,
+fields are what is left, and what grows from it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from krypton.ir.geometry import EMPTY, Interval, hull, make, split_read
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.kernels import find
-from krypton.operators.base import Axis, operator_of
+from krypton.operators.base import Axis, operator_of, spatial_size
 from krypton.planner.placement import Place, placements
+from krypton.planner.projection import projections
 
 
 class Span(NamedTuple):
@@ -30,6 +32,7 @@ class Fields:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.places: dict[int, Place] = placements(graph)
+        self.projections = projections(graph)
         self._tracked = [node for node in graph if node.mode in ("delta", "project") or node.op == "image"]
         ids = {node.id for node in self._tracked}
         self._inputs = {node.id: [s if s in ids else None for s in node.inputs] for node in self._tracked}
@@ -83,7 +86,11 @@ class Fields:
                 operator = operator_of(node)
                 arity = len(changed) if operator.arity is None else operator.arity
                 own = operator.field(node, axis, changed[:arity]) if arity else EMPTY
-                fields[node.id] = hull(own, *changed[arity:])
+                field = hull(own, *changed[arity:])
+                for cut in node.cuts:
+                    projection = self.projections[node.id][axis].of(occluded)
+                    field = cut[axis].apply(field, projection, spatial_size(node, axis))
+                fields[node.id] = field
         return fields
 
     def _work_out(self, axis: Axis, occluded: Interval) -> dict[int, Span]:

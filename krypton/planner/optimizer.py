@@ -7,20 +7,24 @@ Lowering steps that any answer needs are not rules: the plainest plan is complet
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
 import torch
 
+from krypton.errors import PlanError
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Occlusions
-from krypton.ir.plan import Cost, QueryPlan, RuleReport, TensorPlan
+from krypton.ir.plan import Approximation, Cost, QueryPlan, RuleReport, TensorPlan
 from krypton.ir.verify import verify_graph, verify_plan
 from krypton.planner.capture import CapturedModel
 from krypton.planner.cost import DeviceProfile, plan_costs
 from krypton.planner.fields import Fields
+from krypton.planner.precision import in_low_precision
 from krypton.planner.rules import RULES, Context, Rule
 from krypton.planner.rules.base import tensor_plan
+from krypton.planner.stages import plan_stages, with_tilings
 from krypton.planner.tiles import sample, single_tiling
 from krypton.settings import Settings
 
@@ -32,30 +36,58 @@ def plan_query(
     captured: CapturedModel | None,
     occlusions: Occlusions,
     *,
-    mode: Literal["exact", "naive"] = "exact",
+    mode: Literal["exact", "naive", "approximate"] = "exact",
+    approximation: Approximation | None = None,
     device: str = "cpu",
     model: str = "",
     settings: Settings | None = None,
     reason: str = "",
     profile: DeviceProfile | None = None,
 ) -> QueryPlan:
-    """The plan of a query. Without a captured model the plan is naive, `reason` says why in its notes."""
+    """The plan of a query. Without a captured model the model itself is run, `reason` says why in the notes.
+
+    `approximation` is for mode approximate. Raises BindError where its drill-down does not fit the occlusions.
+    """
     settings = settings or Settings()
+    if (mode == "approximate") != (approximation is not None):
+        raise PlanError("mode approximate, and no other, needs to know what may be left out")
     batch = min(settings["batch"] or NAIVE_BATCH, occlusions.count)
     naive = QueryPlan("naive", occlusions, device, model, batch=batch, notes=(reason,) if reason else ())
     if captured is not None:
         naive = replace(naive, input_shape=captured.input_shape)
     if captured is None or mode == "naive":
-        return naive
+        return naive if approximation is None else _in_stages(naive, approximation, exact=True)
     context = Context(settings, profile or DeviceProfile(), torch.device(device))
     tensor = TensorPlan(_with_once(captured.graph), tiling=single_tiling(occlusions))
-    plan = replace(naive, kind="exact", tensor=tensor)
+    plan = replace(naive, kind="exact", tensor=tensor, approximation=approximation)
     disabled = set(settings["disabled_rules"])
     for rule in RULES:
         plan = _run(rule, plan, context, rule.name in disabled)
     plan = _legal(plan)
+    if approximation is not None:
+        tensor = tensor_plan(plan)
+        exact = not (tensor.cut or in_low_precision(tensor.graph))
+        plan = _in_stages(plan, approximation, exact=exact, measure=tensor.keep < 1)
+        plan = replace(plan, stages=with_tilings(plan.stages, tensor.graph, occlusions, context.profile, settings))
     verify_plan(plan)
-    return replace(plan, tensor=replace(tensor_plan(plan), costs=_costs(plan, context)))
+    costs = _costs(plan, context)
+    notes = (*plan.notes, *_saved(plan, context, costs))
+    return replace(plan, tensor=replace(tensor_plan(plan), costs=costs), notes=notes)
+
+
+def _saved(plan: QueryPlan, context: Context, costs: Mapping[int, Cost]) -> list[str]:
+    """What cutting fields saves, where any are cut."""
+    cut = sum(bool(node.cuts) for node in tensor_plan(plan).graph)
+    if not cut:
+        return []
+    whole = _costs(replace(plan, tensor=tensor_plan(plan).uncut()), context)
+    before, after = (sum(cost.multiply_adds for cost in found.values()) for found in (whole, costs))
+    return [f"the fields of {cut} operators are cut, which leaves {after / max(before, 1):.0%} of the arithmetic"]
+
+
+def _in_stages(plan: QueryPlan, approximation: Approximation, *, exact: bool, measure: bool = False) -> QueryPlan:
+    stages = plan_stages(plan.occlusions, approximation, exact=exact, measure=measure)
+    return replace(plan, kind="approximate", approximation=approximation, stages=stages)
 
 
 def _run(rule: Rule, plan: QueryPlan, context: Context, skip: bool) -> QueryPlan:
@@ -107,7 +139,7 @@ def _legal(plan: QueryPlan) -> QueryPlan:
     broken = any(node.mode == "full" and any(modes[source] == "delta" for source in node.inputs) for node in graph)
     if not broken and modes[graph.output] != "delta":
         return plan
-    nodes = [node if node.mode == "once" else replace(node, mode="full") for node in graph]
+    nodes = [node if node.mode == "once" else replace(node, mode="full", cuts=()) for node in graph]
     notes = (*plan.notes, "without project_when_opaque, nothing is incremental")
     return replace(plan, tensor=replace(tensor_plan(plan), graph=graph.with_nodes(nodes), views=None), notes=notes)
 

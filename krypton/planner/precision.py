@@ -93,6 +93,12 @@ def with_kernels(graph: Graph, kernels: Mapping[int, str]) -> Graph:
     return graph.with_nodes(change(node) for node in graph)
 
 
+def exact_kernels(graph: Graph, alternatives: Mapping[int, tuple[tuple[str, float], ...]]) -> Graph:
+    """The graph with all convolutions in float32."""
+    options = choices(graph, alternatives)
+    return with_kernels(graph, {node.id: options[node.id][0].kernel for node in in_low_precision(graph)})
+
+
 def in_low_precision(graph: Graph) -> list[Node]:
     """The convolutions whose kernel is not exact."""
     return [n for n in graph if n.op == "conv" and n.kernel and find("conv", n.kernel.split("+")[0]).error > 0]

@@ -7,13 +7,14 @@ takes the sum of their predictions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from krypton.ir.plan import QueryPlan, TensorPlan
-from krypton.planner.cost import DeviceProfile, plan_costs
+from krypton.planner.cost import USUALLY_KEPT, DeviceProfile, plan_costs
 from krypton.planner.fields import Fields
 from krypton.planner.footprint import incremental_bytes, naive_bytes, prepared_bytes
 from krypton.planner.inference import Inference, of_graph
@@ -66,7 +67,7 @@ class Prediction:
 
 def predict_naive(plan: QueryPlan, profile: DeviceProfile, inference: Inference) -> Prediction:
     """What a naive plan will take; `inference` is the model's own (see `inference.watch`)."""
-    count, size = plan.occlusions.count, min(plan.batch, plan.occlusions.count)
+    count, size = plan.computed, min(plan.batch, plan.occlusions.count)
     whole, left = divmod(count, size)
     memory = naive_bytes(plan, inference)
     milliseconds = whole * inference.milliseconds(size, profile) + (inference.milliseconds(left, profile) if left else 0.0)
@@ -81,25 +82,27 @@ def predict_naive(plan: QueryPlan, profile: DeviceProfile, inference: Inference)
 def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) -> Prediction:
     """What a plan with a tensor plan will take, priced anew by this profile.
 
+    Of an approximate plan that is what its stages compute, and fields that are cut once changes are measured count as usual.
     `prepared`: its kernels have their weights laid out already, by an earlier run in this process.
     """
     assert plan.tensor is not None
-    tensor, graph, count = plan.tensor, plan.tensor.graph, plan.occlusions.count
+    tensor, graph, count = plan.tensor, plan.tensor.graph, plan.computed
     tiles = tensor.tiling.tiles(plan.occlusions)
+    started = math.ceil(len(tiles) * count / plan.occlusions.count)
     fields = Fields(graph)
     costs = plan_costs(graph, fields, sample(tiles, _TILES), tensor.head_batch, profile, torch.device(plan.device))
     trunk = [node.id for node in graph if node.mode in ("delta", "project") and node.op != "image"]
     inside, inference = set(trunk), of_graph(graph)
     starting = len(trunk) * profile.node_overhead_ms
-    deltas = sum(costs[node].milliseconds for node in trunk) * count
+    deltas = sum(costs[node].milliseconds for node in trunk) * count * (USUALLY_KEPT if tensor.keep < 1 else 1.0)
     head = sum(cost.milliseconds for node, cost in costs.items() if node not in inside and node != graph.image.id) * count
     memory, weights = incremental_bytes(plan, tensor, fields), 0 if prepared else prepared_bytes(graph)
     parts = {
         "memory": _first_written(memory, profile),
-        "views": inference.milliseconds(1, profile) * (1 if tensor.view_scope == "query" else 1 + len(tiles)),
+        "views": inference.milliseconds(1, profile) * (1 if tensor.view_scope == "query" else 1 + started),
         "weights": _PREPARED * weights / profile.bytes_per_ms,
-        "tiles": starting * len(tiles),
-        "deltas": max(deltas - starting * len(tiles), 0.0),
+        "tiles": starting * started,
+        "deltas": max(deltas - starting * started, 0.0),
         "head": head,
     }
     if tensor.tolerance:

@@ -8,7 +8,7 @@ fields of its first and its last; the best split of an axis then is a shortest p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from krypton.ir.delta import Box
 from krypton.ir.geometry import Interval, make
 from krypton.ir.graph import Graph
-from krypton.ir.occlusions import Grid, Masks, Occlusions, OcclusionTile, Tiling
+from krypton.ir.occlusions import Grid, Lattice, Masks, Occlusions, OcclusionTile, Tiling, tile_around
 from krypton.kernels import DEFERRED
 from krypton.operators.base import Axis
 from krypton.planner.cost import BYTES, DeviceProfile, Pricing
@@ -34,12 +34,19 @@ ROUNDS = 2
 Array = NDArray[np.float64]
 
 
-def even_tiling(occlusions: Occlusions, run: int = EVEN_RUN) -> Tiling:
+def even_tiling(occlusions: Occlusions, run: int = EVEN_RUN, lattice: Lattice | None = None) -> Tiling:
     """Runs of equal length along both axes; masks in groups of as many."""
     if isinstance(occlusions, Masks):
         return Tiling(groups=tuple(tuple(group) for group in _cut(range(occlusions.count), run * run)))
-    rows, columns = occlusions.shape
+    rows, columns = occlusions.shape if lattice is None else map(len, lattice)
     return Tiling(rows=_intervals(_cut(range(rows), run)), columns=_intervals(_cut(range(columns), run)))
+
+
+def thinned(tiles: Sequence[OcclusionTile], occlusions: Occlusions, chosen: Collection[int]) -> list[OcclusionTile]:
+    """Just the chosen occlusions of some tiles, in boxes that contain no more than those."""
+    wanted, boxes = set(chosen), occlusions.rectangles().reshape(-1, 4)
+    groups = ([index for index in tile.indices if index in wanted] for tile in tiles)
+    return [tile_around(group, boxes) for group in groups if group]
 
 
 def sample(tiles: Sequence[OcclusionTile], most: int) -> list[OcclusionTile]:
@@ -49,15 +56,18 @@ def sample(tiles: Sequence[OcclusionTile], most: int) -> list[OcclusionTile]:
     return [tiles[round(i * (len(tiles) - 1) / (most - 1))] for i in range(most)]
 
 
-def cheapest_tiling(graph: Graph, occlusions: Occlusions, profile: DeviceProfile, settings: Settings) -> Tiling:
-    """The split with the least predicted time."""
+def cheapest_tiling(
+    graph: Graph, occlusions: Occlusions, profile: DeviceProfile, settings: Settings, lattice: Lattice | None = None
+) -> Tiling:
+    """The split with the least predicted time; with a `lattice`, of its rows and columns alone."""
     most = min(settings["batch"] or MOST_TOGETHER, MOST_TOGETHER)
     if graph.image.mode != "delta":  # nothing is shared: tiles are just batches
-        return even_tiling(occlusions, max(int(most**0.5), 1))
+        return even_tiling(occlusions, max(int(most**0.5), 1), lattice)
     load = _Load.of(graph, profile)
     if isinstance(occlusions, Masks):
         return _mask_tiling(load, occlusions, most)
-    axes = [load.extents(axis, occlusions.intervals(axis)) for axis in (0, 1)]
+    chosen = lattice or tuple(range(count) for count in occlusions.shape)
+    axes = [load.extents(axis, [occlusions.intervals(axis)[i] for i in chosen[axis]]) for axis in (0, 1)]
     found = [_grid_tiling(load, axes, together) for together in sorted({min(together, most) for together in TOGETHER})]
     return min(found, key=lambda tiling: load.milliseconds(axes, tiling))
 
@@ -158,9 +168,7 @@ def _runs(cut: Sequence[int]) -> list[range]:
 
 def _mask_tiling(load: _Load, masks: Masks, most: int) -> Tiling:
     """Masks near each other together: along a space-filling curve, cut where it is cheapest."""
-    boxes = masks.rectangles().numpy()
-    centres = boxes[:, :2] + boxes[:, 2:] // 2
-    order = sorted(range(masks.count), key=lambda i: _interleave(int(centres[i, 0]), int(centres[i, 1])))
+    boxes, order = masks.rectangles().numpy(), curve_order(masks, range(masks.count))
     extents = []
     for axis in (0, 1):
         intervals = [make(int(boxes[i, axis]), int(boxes[i, axis] + boxes[i, 2 + axis])) for i in order]
@@ -188,6 +196,13 @@ def _split_boxes(extents: list[tuple[Array, Array]], weights: Array, overhead: f
             if cost < best[stop]:
                 best[stop], cut[stop] = cost, first
     return _runs(cut)
+
+
+def curve_order(occlusions: Occlusions, chosen: Iterable[int]) -> list[int]:
+    """Some occlusions along a space-filling curve: neighbours in the sequence are neighbours in the image."""
+    boxes = occlusions.rectangles().reshape(-1, 4)
+    centres = (boxes[:, :2] + boxes[:, 2:] // 2).tolist()
+    return sorted(chosen, key=lambda i: _interleave(*centres[i]))
 
 
 def _interleave(y: int, x: int) -> int:

@@ -3,8 +3,8 @@
 Nothing here imports Matplotlib before it draws.
 """
 
-from krypton.results.heatmap import Heatmap
-from krypton.results.quality import Quality, compare
+from krypton.results.heatmap import Heatmap, HeldOut
+from krypton.results.quality import MeasuredQuality, Quality, compare
 from krypton.results.scores import ACTIVATIONS, SCORE_KINDS, Activation, ScoreKind, default_activation, score
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "SCORE_KINDS",
     "Activation",
     "Heatmap",
+    "HeldOut",
+    "MeasuredQuality",
     "Quality",
     "ScoreKind",
     "compare",

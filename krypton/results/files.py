@@ -10,6 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -94,6 +95,7 @@ def _write_npz(heatmap: Heatmap, path: Path) -> None:
         "base_logits": heatmap.base_logits.numpy(),
         "positions": heatmap.positions.numpy(),
         "known": heatmap.known.numpy(),
+        "exact": heatmap.exact.numpy(),
         "target": np.int64(heatmap.target),
         # Text arrays of fixed width load without pickle; an empty one stands for no labels.
         "labels": np.array(heatmap.labels or (), dtype=np.str_),
@@ -125,6 +127,7 @@ def _metadata(heatmap: Heatmap) -> dict[str, Any]:
         "score_kind": heatmap.score_kind,
         "activation": heatmap.activation,
         "base_score": heatmap.base_score,
+        "quality": None if heatmap.quality is None else asdict(heatmap.quality),
         "info": dict(heatmap.info),
     }
 

@@ -7,7 +7,7 @@ into rows, `files` writes it, `quality` compares two.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from krypton.results.quality import MeasuredQuality
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Approximate `logits` (n, K) of the positions at `indices` (n,) of the flattened grid, which are exact by now."""
+
+    indices: Tensor
+    logits: Tensor
+
+    @classmethod
+    def together(cls, parts: Sequence[HeldOut]) -> HeldOut | None:
+        """One of several; None of none."""
+        if not parts:
+            return None
+        return cls(torch.cat([part.indices for part in parts]), torch.cat([part.logits for part in parts]))
+
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Heatmap:
@@ -41,7 +58,9 @@ class Heatmap:
     - image: what was explained; image_size: (H, W) of the model's input
     - target: the class that is shown; labels: the names of all classes, or None
     - score_kind, activation: what a score is, see `scores.score`
-    - known: bool (*grid), True where the logits have been computed
+    - known: bool (*grid), True where there are logits
+    - exact: bool (*grid), True where they were computed exactly, with nothing approximate in between
+    - held_out: what an approximate answer had said where exact values were then computed to measure it; see `quality`
     - info: whatever the session says about the run: seconds, model, statement, plan, and `warnings`, which `repr` shows
     """
 
@@ -56,7 +75,13 @@ class Heatmap:
     masks: Tensor | None = None
     labels: tuple[str, ...] | None = None
     score_kind: ScoreKind = "probability"
+    exact: Tensor = None  # type: ignore[assignment]  # becomes `known`
+    held_out: HeldOut | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.exact is None:
+            object.__setattr__(self, "exact", self.known)
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
@@ -95,6 +120,14 @@ class Heatmap:
     def complete(self) -> bool:
         """Whether the whole map is known."""
         return bool(self.known.all())
+
+    @cached_property
+    def quality(self) -> MeasuredQuality | None:
+        """How good a map of MODE APPROXIMATE is, measured on its held out positions; None where all that is known is exact."""
+        from krypton.results import quality
+
+        rough = self.info.get("approximations") and not bool(self.exact[self.known].all())
+        return quality.measured(self) if rough else None
 
     @property
     def most_sensitive(self) -> tuple[int, int, int, int]:
@@ -167,6 +200,8 @@ class Heatmap:
         if self.known.any():
             top, left, height, width = self.most_sensitive
             text += f", drops by up to {np.nanmax(self.drop()):.4g} at ({top}, {left}, {height}, {width})"
+        if self.quality is not None:
+            text += f", {self.quality}"
         for warning in self.info.get("warnings", ()):
             text += f"; {warning}"
         return f"Heatmap({text})"

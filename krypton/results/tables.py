@@ -16,7 +16,7 @@ from krypton.results.heatmap import Heatmap
 
 
 def columns(heatmap: Heatmap) -> dict[str, NDArray[Any]]:
-    """Arrays of one length, in this order: image, class, row, column, top, left, height, width, score, drop, logit.
+    """Arrays of one length, in this order: image, class, row, column, top, left, height, width, score, drop, logit, exact.
 
     Rows and columns are those of the grid; a mask is a row, its column is 0. Positions that are not known are left out.
     """
@@ -33,6 +33,7 @@ def columns(heatmap: Heatmap) -> dict[str, NDArray[Any]]:
         "score": heatmap.heatmap.ravel(),
         "drop": heatmap.drop().ravel(),
         "logit": logit.ravel(),
+        "exact": heatmap.exact.numpy().ravel(),
     }
     return {name: values[known] for name, values in table.items()}
 

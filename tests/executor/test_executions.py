@@ -88,7 +88,7 @@ def test_kernels_are_made_of_weights_where_the_plan_runs(monkeypatch: pytest.Mon
         devices.extend(weights.get(leaf).device.type for reference in tensor.graph.references() for leaf in leaves(reference))
         raise SeenError
 
-    monkeypatch.setattr("krypton.executor.execution.Program", program)
+    monkeypatch.setattr("krypton.executor.engine.Program", program)
     with pytest.raises(SeenError):
         started(replace(planned(), device="meta"))
     assert set(devices) == {"meta"}
@@ -109,7 +109,7 @@ def test_a_closed_run_frees_its_views(monkeypatch: pytest.MonkeyPatch) -> None:
         programs.append(weakref.ref(program))
         return program
 
-    monkeypatch.setattr("krypton.executor.execution.Program", made)
+    monkeypatch.setattr("krypton.executor.engine.Program", made)
     run = started(planned(tiling=PAIRS))
     next(run)
     assert programs[0]() is not None

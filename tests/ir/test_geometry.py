@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 
-from krypton.ir.geometry import EMPTY, Interval, Window, dilated, hull, make, split_read
+from krypton.ir.geometry import EMPTY, Cut, Interval, Projection, Window, dilated, hull, make, split_read
 
 many = settings(max_examples=300)
 
@@ -142,3 +142,38 @@ def test_a_stride_can_step_over_a_change() -> None:
     assert window.field(Interval(2, 4)) == Interval(1, 2)
     assert window.read(EMPTY) == EMPTY
     assert window.field(EMPTY) == EMPTY
+
+
+# ---------------------------------------------------------------------------------------------------- cuts
+
+PLACES = st.floats(-5, 45)
+CUTS = st.builds(Cut, st.floats(-3, 20), st.floats(-3, 20), st.booleans())
+
+
+@given(CUTS, PLACES, st.floats(0, 10), st.floats(0, 10), st.floats(0, 10), st.integers(1, 40))
+def test_more_is_kept_of_what_projects_further(
+    cut: Cut, first: float, length: float, up: float, down: float, size: int
+) -> None:
+    small, large = Projection(first, first + length), Projection(first - up, first + length + down)
+    assert cut.kept(large, size).contains(cut.kept(small, size))
+
+
+@given(CUTS, PLACES, st.floats(0, 10), st.integers(0, 39), st.integers(1, 40))
+def test_a_cut_field_is_a_part_and_never_vanishes(cut: Cut, first: float, length: float, start: int, more: int) -> None:
+    field, projection = Interval(start, min(start + more, 40)), Projection(first, first + length)
+    part = cut.apply(field, projection, 40)
+    assert field.contains(part)
+    assert not part.empty
+    kept = cut.kept(projection, 40)
+    inside = [place for place in range(*field) if kept.start <= place < kept.stop]
+    assert not inside or list(range(*part)) == inside
+    assert cut.apply(EMPTY, projection, 40) == EMPTY
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 39))
+def test_a_sliding_cut_keeps_its_size_inside_the_map(size: int, kept: int, centre: float) -> None:
+    margin = (kept - 1) / 2
+    found = Cut(margin, margin, slide=True).kept(Projection(centre, centre), size)
+    assert found.size == min(kept, size) or not 0 <= centre <= size - 1
+    if kept >= size and 0 <= centre <= size - 1:
+        assert found == Interval(0, size)

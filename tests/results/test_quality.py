@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from skimage.metrics import structural_similarity
 
 from krypton.errors import BindError
-from krypton.results import Heatmap, compare
+from krypton.results import Heatmap, HeldOut, compare
 
 Make = Callable[..., Heatmap]
 
@@ -115,3 +115,63 @@ def test_maps_that_cannot_be_compared_are_refused(make_heatmap: Make) -> None:
         compare(make_heatmap(), nothing)
     with pytest.raises(BindError, match="nothing"):
         compare(nothing, make_heatmap())
+
+
+# ---------------------------------------------------------------------------------------------------- measured by the map
+
+
+def approximated(make_heatmap: Make, error: float, count: int) -> tuple[Heatmap, Heatmap]:
+    """A map whose changes are too small or too large by about that part, with `count` held out positions, and the exact one."""
+    generator = torch.Generator().manual_seed(2)
+    cells = torch.linspace(0, 6, 40)
+    exact = torch.stack([torch.sin(cells)[:, None] * torch.cos(cells), torch.zeros(40, 40)], -1)
+    noise = torch.randn(1, 1, 10, 10, generator=generator)
+    factor = 1 + error * torch.nn.functional.interpolate(noise, (40, 40), mode="bicubic")[0, 0, ..., None]
+    logits = exact * factor
+    indices = torch.arange(13, 1600, 1600 // count)
+    held_out = HeldOut(indices, logits.view(-1, 2)[indices])
+    known = torch.zeros(1600, dtype=torch.bool)
+    known[indices] = True
+    logits.view(-1, 2)[indices] = exact.view(-1, 2)[indices]
+    size = {"size": (40, 40), "patch": (1, 1), "stride": (1, 1), "classes": 2, "base_logits": torch.zeros(2)}
+    said = {"exact": known.view(40, 40), "held_out": held_out, "info": {"approximations": ["keep 0.9"]}}
+    return make_heatmap(**size, logits=logits, **said), make_heatmap(**size, logits=exact)
+
+
+@pytest.mark.parametrize("error", [0.02, 0.1, 0.3])
+def test_maps_measure_themselves_near_the_truth(make_heatmap: Make, error: float) -> None:
+    rough, exact = approximated(make_heatmap, error, count=80)
+    truth, found = compare(rough, exact), rough.quality
+    assert found is not None
+    assert (found.approximations, found.positions) == (("keep 0.9",), 80)
+    assert found.ssim == pytest.approx(truth.ssim, abs=0.05)
+    assert 0.4 < found.relative_rmse / truth.relative_rmse < 2.5
+
+
+def test_larger_errors_are_measured_as_larger(make_heatmap: Make) -> None:
+    found = [approximated(make_heatmap, error, count=40)[0].quality for error in (0.0, 0.05, 0.2, 0.8)]
+    assert found[0].ssim == pytest.approx(1)
+    assert found[0].relative_rmse == 0
+    assert [quality.ssim for quality in found] == sorted((quality.ssim for quality in found), reverse=True)
+    assert [quality.relative_rmse for quality in found] == sorted(quality.relative_rmse for quality in found)
+
+
+def test_quality_is_that_of_the_class_and_score_shown(make_heatmap: Make) -> None:
+    rough, exact = approximated(make_heatmap, 0.1, count=80)
+    other, truth = rough.for_class(1).with_score("logit"), compare(rough.for_class(1), exact.for_class(1).with_score("logit"))
+    assert (truth.relative_rmse, other.quality.relative_rmse) == (0, None)  # the second class's logit is flat
+    assert rough.with_score("margin").quality.relative_rmse > 0
+
+
+def test_exact_maps_have_no_quality_to_speak_of(make_heatmap: Make) -> None:
+    assert make_heatmap().quality is None
+    assert "approximate" not in repr(make_heatmap())
+
+
+def test_masks_are_measured_without_ssim(make_heatmap: Make, overlapping_masks: torch.Tensor) -> None:
+    exact = torch.tensor([True, False, False, True, False])
+    held_out = HeldOut(torch.tensor([0, 3]), torch.zeros(2, 3))
+    said = {"info": {"approximations": ["tau 0.5"]}}
+    quality = make_heatmap(masks=overlapping_masks, exact=exact, held_out=held_out, **said).quality
+    assert quality.ssim is None
+    assert 0 < quality.relative_rmse < 10

@@ -13,7 +13,7 @@ from krypton.errors import BindError
 from krypton.results import Heatmap
 from krypton.results.tables import columns
 
-NAMES = ["image", "class", "row", "column", "top", "left", "height", "width", "score", "drop", "logit"]
+NAMES = ["image", "class", "row", "column", "top", "left", "height", "width", "score", "drop", "logit", "exact"]
 
 
 def test_rows_are_the_known_positions_of_the_grid(make_heatmap: Callable[..., Heatmap]) -> None:

@@ -381,7 +381,7 @@ def test_classes_of_one_name_have_files_of_their_own(pixels: NDArray[np.uint8], 
 def test_into_a_table(con: krypton.Connection, pixels: NDArray[np.uint8], scan: Path) -> None:
     text = f"EXPLAIN OCCLUSION OF '{scan}' USING MODEL net PATCH 6x8 STRIDE 4 FOR CLASS ALL INTO TABLE \"my heat\""
     heatmaps = con.sql(text).run()
-    columns = ["image", "class", "row", "column", "top", "left", "height", "width", "score", "drop", "logit"]
+    columns = ["image", "class", "row", "column", "top", "left", "height", "width", "score", "drop", "logit", "exact"]
     relation = con.sql('SELECT * FROM "my heat"')
     assert relation.columns == columns
     assert con.sql('SELECT count(*) FROM "my heat"').fetchall() == [(4 * 20,)]

@@ -279,7 +279,7 @@ def test_parameters_must_be_given_and_used(con: krypton.Connection) -> None:
 @pytest.mark.parametrize(
     ("text", "instead"),
     [
-        ("TUNE MODEL net OVER 'a/*.png' FOR SSIM 0.9", "MODE EXACT"),
+        ("TUNE MODEL net OVER 'a/*.png' FOR SSIM 0.9", "MODE APPROXIMATE WITH"),
     ],
 )
 def test_what_comes_later_says_so(text: str, instead: str, con: krypton.Connection) -> None:

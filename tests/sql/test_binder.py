@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from krypton.bound import APPROXIMATE_OPTIONS, BoundQuery
+from krypton.approximation import APPROXIMATE_OPTIONS
+from krypton.bound import BoundQuery
 from krypton.errors import BindError, CatalogError, KryptonError
 from krypton.images import LoadedImage, Preprocessing
 from krypton.ir.occlusions import Grid, Masks
@@ -193,7 +194,19 @@ MASK = np.ones((1, 32, 40), dtype=bool)
         ("FILL 'missing.png'", "FILL", "does not exist"),
         ("FILL 'missing'", "FILL", "does not exist"),
         ("FILL $none", "FILL", r"\$none is None"),
-        ("MODE APPROXIMATE", "MODE", "not available yet: use MODE EXACT"),
+        ("MODE APPROXIMATE STRIDE 16", "MODE", "grid of 2×2 positions allows a speed-up of at most"),
+        ("MODE APPROXIMATE MASKS $m", "MODE", "drilldown needs a grid"),
+        ("MODE APPROXIMATE MASKS SUPERPIXELS 4", "MODE", "drilldown needs a grid"),
+        ("MODE APPROXIMATE WITH (drilldown => 0.5, speedup => 2)", "WITH", "contradict each other"),
+        ("MODE APPROXIMATE WITH (drilldown => 0.1, speedup => 9.9)", "WITH", "at most"),
+        ("MODE APPROXIMATE WITH (drilldown => 1.5)", "WITH", "of at least 0, at most 1"),
+        ("MODE APPROXIMATE WITH (speedup => 0.5)", "WITH", "of at least 1"),
+        ("MODE APPROXIMATE WITH (tau => 0)", "WITH", "above 0, at most 1"),
+        ("MODE APPROXIMATE WITH (keep => 1.1)", "WITH", "above 0, at most 1"),
+        ("MODE APPROXIMATE WITH (keep => TRUE)", "WITH", "takes a number"),
+        ("MODE APPROXIMATE WITH (ssim => 0.9)", "WITH", "not available yet"),
+        ("MODE APPROXIMATE WITH (quality_share => 2)", "WITH", "at most 1"),
+        ("MODE APPROXIMATE WITH (quality_shore => 2)", "WITH", 'Did you mean "quality_share"'),
         ("WITHIN 3 SECONDS", "WITHIN", "not available yet"),
         ("WITH (bacth => 3)", "WITH", 'unknown option "bacth". Did you mean "batch"'),
         ("WITH (batch => 0)", "WITH", "at least 1"),

@@ -8,6 +8,7 @@ from krypton.planner.rules.choose_precision import choose_precision
 from krypton.planner.rules.defer_activation import defer_activation
 from krypton.planner.rules.defer_gate import defer_gate
 from krypton.planner.rules.drop_identity import drop_identity
+from krypton.planner.rules.energy_cut import energy_cut
 from krypton.planner.rules.fold_batch_norm import fold_batch_norm
 from krypton.planner.rules.fold_padding import fold_padding
 from krypton.planner.rules.full_when_cheaper import full_when_cheaper
@@ -17,6 +18,7 @@ from krypton.planner.rules.materialise_views import materialise_views
 from krypton.planner.rules.pool_first import pool_first
 from krypton.planner.rules.position_tiles import position_tiles
 from krypton.planner.rules.project_when_opaque import project_when_opaque
+from krypton.planner.rules.projective_threshold import projective_threshold
 from krypton.planner.rules.share_views import share_views
 
 RULES: list[Rule] = [
@@ -32,8 +34,12 @@ RULES: list[Rule] = [
     Rule("incremental", incremental, "compute changes on boxes instead of whole maps"),
     # needs the modes; makes plans with opaque operators legal
     Rule("project_when_opaque", project_when_opaque, "end increments only where an operator has no delta rule"),
+    # knows which nodes are deltas; before costs are asked for, which it lowers
+    Rule("projective_threshold", projective_threshold, "fields are cut to a part tau of the map", exact=False),
     # needs complete increments to compare with
     Rule("full_when_cheaper", full_when_cheaper, "end increments where whole maps cost less"),
+    # needs to know where increments end
+    Rule("energy_cut", energy_cut, "fields are cut to where a share keep of the squared change is", exact=False),
     # from here on the graph is final, and what surrounds it is chosen
     Rule("materialise_views", materialise_views, "keep just the base values that delta rules read"),
     Rule("share_views", share_views, "compute base values once for all occlusions"),

@@ -12,7 +12,7 @@ import networkx as nx
 
 from krypton.ir.graph import Graph
 from krypton.ir.plan import QueryPlan
-from krypton.planner.cost import Pricing, plan_costs, whole_box
+from krypton.planner.cost import USUALLY_KEPT, Pricing, plan_costs, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
 from krypton.planner.rules.project_when_opaque import insert_projections
@@ -33,7 +33,8 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
         n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), BATCH).milliseconds
         for n in graph
     }
-    best, cut = sum(cost.milliseconds for cost in delta.values()) * GAIN, None
+    gain = GAIN * USUALLY_KEPT if plan.approximation is not None and (plan.approximation.keep or 1) < 1 else GAIN
+    best, cut = sum(cost.milliseconds for cost in delta.values()) * gain, None
     nodes, view = graph.index(), graph.networkx()
     for candidate in _dominators(graph):
         node = nodes[candidate]
@@ -63,7 +64,7 @@ def end_increments(graph: Graph, after: int) -> Graph:
     through = {node.id: node.inputs[0] for node in graph if node.op == "project"}
     plain = graph.substitute(through)
     changed = plain.with_nodes(
-        node if node.id in before or node.mode == "once" else replace(node, mode="full") for node in plain
+        node if node.id in before or node.mode == "once" else replace(node, mode="full", cuts=()) for node in plain
     )
     return insert_projections(changed)
 

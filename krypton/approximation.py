@@ -1,0 +1,51 @@
+"""The options of MODE APPROXIMATE, checked: what a query may leave out, as the planner takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from krypton.errors import BindError
+from krypton.ir.plan import Approximation
+from krypton.planner.stages import first_stride
+
+APPROXIMATE_OPTIONS = ("tau", "keep", "drilldown", "speedup", "ssim", "quality_share")
+
+DRILLDOWN, SPEEDUP = 0.25, 3.0
+"""The papers' setting for natural images, and the default of MODE APPROXIMATE."""
+
+QUALITY_SHARE = 0.02
+
+
+def check_approximation(options: Mapping[str, Any], seed: int) -> Approximation:
+    """What the options of a query say, with the defaults for what they do not; raises BindError.
+
+    Without tau and keep there is a drill-down; with one of them only if drilldown or speedup is written.
+    """
+    given = {name.lower(): value for name, value in options.items()}
+    if "ssim" in given:
+        raise BindError("option ssim is not available yet: choose keep, tau or speedup, and see the quality that the map says")
+    tau, keep = (number_option(name, given[name], 0, 1, above=True) if name in given else None for name in ("tau", "keep"))
+    drilldown, speedup = None, None
+    if {"drilldown", "speedup"} & {*given} or (tau is None and keep is None):
+        drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
+        speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
+        first_stride(drilldown, speedup)
+    share = number_option("quality_share", given.get("quality_share", QUALITY_SHARE), 0, 1)
+    return Approximation(tau, keep, drilldown, speedup, share, seed)
+
+
+def whole_option(name: str, value: object, least: int) -> int:
+    """A whole number that an option takes; raises BindError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
+        raise BindError(f"option {name} takes a whole number of at least {least}, not {value!r}")
+    return int(value)
+
+
+def number_option(name: str, value: object, least: float, most: float = float("inf"), *, above: bool = False) -> float:
+    """A number from `least` (or only `above` it) to `most` that an option takes; raises BindError."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= most or (above and value == least):  # type: ignore[operator]
+        bounds = f"{'above' if above else 'of at least'} {least:g}" + (f", at most {most:g}" if most < float("inf") else "")
+        raise BindError(f"option {name} takes a number {bounds}, not {value!r}")
+    return float(value)  # type: ignore[arg-type]

@@ -1,0 +1,207 @@
+"""Engines: what answers for occlusions, set up once for an image. A tensor plan on its base views, or the model itself.
+
+An execution asks one for tiles, all of them at once or stage by stage (`stages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from krypton.executor.energy import EnergyMeter
+from krypton.executor.memory import half_of
+from krypton.executor.naive import naive_batches, naive_logits
+from krypton.executor.occluder import Occluder
+from krypton.executor.precision import Precision, Scores, probability_of_prediction, settle
+from krypton.executor.program import Program, StopExecutionError
+from krypton.ir.occlusions import OcclusionTile
+from krypton.ir.plan import QueryPlan, StageKind, TensorPlan
+from krypton.ir.weights import WeightStore
+from krypton.planner.cost import DeviceProfile
+from krypton.planner.precision import exact_kernels, in_low_precision
+from krypton.planner.stages import with_tilings
+from krypton.planner.tiles import cheapest_tiling
+from krypton.settings import Settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logits (n, K) float32 on the CPU, of the occlusions at these places (n,) of the flattened query.
+
+    `exact`: nothing approximate made them. `stage` is that of an approximate plan, None in others.
+    """
+
+    indices: Tensor
+    logits: Tensor
+    exact: bool = True
+    stage: StageKind | None = None
+
+
+class Engine(Protocol):
+    """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any.
+
+    `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
+    exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
+    early when the run is cancelled. `trimmed`: were occlusions left out or made smaller, because the fill equals the image there?
+    """
+
+    base_logits: Tensor
+    precision: Precision | None
+    trimmed: bool
+
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]: ...
+    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]: ...
+    def settled(self, plan: QueryPlan) -> QueryPlan: ...
+
+
+class NaiveEngine:
+    """The model itself on occluded images."""
+
+    precision: Precision | None = None
+    trimmed = False
+
+    def __init__(self, module: nn.Module, occluder: Occluder, batch: int, cancelled: Callable[[], bool] | None) -> None:
+        self._module, self._occluder, self._batch, self._cancelled = module, occluder, batch, cancelled
+        self.base_logits = naive_logits(module, occluder.image[None])[0].cpu()
+
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
+        for indices, logits in naive_batches(self._module, self._occluder, self._batch, tiles, self._cancelled):
+            yield Batch(indices, logits)
+
+    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+        return self.run(tiles)
+
+    def settled(self, plan: QueryPlan) -> QueryPlan:
+        return plan
+
+
+class TensorEngine:
+    """A tensor plan on the views of one image. `actual` collects milliseconds per node when given."""
+
+    def __init__(
+        self,
+        plan: QueryPlan,
+        weights: WeightStore,
+        occluder: Occluder,
+        tiles: Sequence[OcclusionTile],
+        *,
+        actual: dict[int, float] | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        settings: Settings,
+        profile: DeviceProfile | None = None,
+        scores: Callable[[Tensor], Scores] | None = None,
+    ) -> None:
+        assert plan.tensor is not None
+        self._weights, self._occluder, self._device = weights, occluder, torch.device(plan.device)
+        self._actual, self._cancelled, self._settings = actual, cancelled, settings
+        self._profile = profile or DeviceProfile()
+        self._tensor, self.precision, self.trimmed = plan.tensor, None, False
+        every = plan.tensor.tiling.tiles(plan.occlusions)
+        self._program = self._compile(plan.tensor)
+        self.base_logits = self._program.prepare(occluder.image, every if plan.tensor.tolerance else tiles).cpu()
+        if plan.tensor.tolerance:
+            scored = (scores or probability_of_prediction)(self.base_logits)
+            self._tensor, self.precision = settle(plan.tensor, every, self.base_logits, scored, self._attempt)
+            self._program = self._compile(self._tensor, self._program)
+
+    @cached_property
+    def exact(self) -> bool:
+        """Is what the plan computes exact?"""
+        return not (self._tensor.cut or in_low_precision(self._tensor.graph))
+
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
+        program = self._exact_program if exact and not self.exact else self._program
+        asked, (tiles, unchanged) = list(tiles), self._occluder.trimmed(tiles)
+        self.trimmed = self.trimmed or tiles != asked
+        if unchanged:
+            yield Batch(torch.tensor(unchanged), self.base_logits.expand(len(unchanged), -1))
+        for batch in tile_batches(program, program.plan, self._occluder, tiles):
+            yield replace(batch, exact=exact or self.exact)
+
+    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+        program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
+        return tile_batches(program, program.plan, self._occluder, tiles)
+
+    def settled(self, plan: QueryPlan) -> QueryPlan:
+        graph = self._meter.cut(self._tensor.keep)
+        tiling = cheapest_tiling(graph, plan.occlusions, self._profile, self._settings)
+        self._tensor = replace(self._tensor, graph=graph, tiling=tiling)
+        self._program = self._compile(self._tensor, self._program)
+        stages = with_tilings(plan.stages, graph, plan.occlusions, self._profile, self._settings)
+        return replace(plan, tensor=self._tensor, stages=stages)
+
+    @cached_property
+    def _exact_program(self) -> Program:
+        """The same plan without cuts and low precision, on the same views."""
+        uncut = self._tensor.uncut()
+        graph = exact_kernels(uncut.graph, uncut.alternatives)
+        return self._compile(replace(uncut, graph=graph, tolerance=0.0), self._program)
+
+    @cached_property
+    def _meter(self) -> EnergyMeter:
+        return EnergyMeter(self._tensor.graph)
+
+    def _compile(self, tensor: TensorPlan, other: Program | None = None, meter: EnergyMeter | None = None) -> Program:
+        program = Program(tensor, self._weights, self._device, self._actual, self._cancelled, self._settings["debug"], meter)
+        if other is not None:
+            program.adopt(other)
+        return program
+
+    def _attempt(self, candidate: TensorPlan, some: Sequence[OcclusionTile]) -> Tensor:
+        """Logits of the occlusions of some tiles by a plan that differs in its kernels alone."""
+        trial = Program(candidate, self._weights, self._device, None, self._cancelled)
+        trial.adopt(self._program)
+        return torch.cat([batch.logits for batch in tile_batches(trial, candidate, self._occluder, some)])
+
+
+def tile_batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+    """Tiles through the trunk; whole values are gathered until a batch for the head is full."""
+    waiting: list[dict[int, Tensor]] = []
+    indices: list[int] = []
+    most = tensor.head_batch
+
+    def flush() -> Batch:
+        nonlocal most
+        values = {key: torch.cat([part[key] for part in waiting]) for key in waiting[0]}
+        logits = None
+        while logits is None:
+            size = min(len(indices), most)
+            try:
+                logits = program.head({key: value[:size] for key, value in values.items()}, size)
+            except (MemoryError, RuntimeError) as error:
+                most = half_of(size, error)
+        taken = indices[:size]
+        del indices[:size]
+        waiting[:] = [{key: value[size:] for key, value in values.items()}] if indices else []
+        return Batch(torch.tensor(taken), logits.float().cpu())
+
+    try:
+        for tile in tiles:
+            for part, values in _with_halving(program, occluder, tile):
+                waiting.append(values)
+                indices.extend(part.indices)
+                while len(indices) >= most:
+                    yield flush()
+        while indices:
+            yield flush()
+    except StopExecutionError:
+        return
+
+
+def _with_halving(
+    program: Program, occluder: Occluder, tile: OcclusionTile
+) -> Iterator[tuple[OcclusionTile, dict[int, Tensor]]]:
+    try:
+        values = program.trunk(occluder, tile)
+    except (MemoryError, RuntimeError) as error:
+        values, middle = None, half_of(len(tile.indices), error)
+    if values is not None:
+        yield tile, values
+        return
+    for half in (slice(middle), slice(middle, None)):
+        yield from _with_halving(program, occluder, tile.part(half))

@@ -1,0 +1,158 @@
+"""Running an approximate plan stage by stage: what a stage computes depends on the scores that the ones before it found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from krypton.executor.engine import Batch, Engine
+from krypton.executor.precision import Scores
+from krypton.ir.occlusions import Grid, Lattice, OcclusionTile, tile_around
+from krypton.ir.plan import QueryPlan, Stage
+from krypton.planner.tiles import curve_order, thinned
+
+
+def run_stages(plan: QueryPlan, engine: Engine, scores: Scores) -> Iterator[Batch]:
+    """Batches of all stages, in order; what a later one says of a position replaces what an earlier one said.
+
+    `scores` gives (n, targets) of logits (n, K); a drill-down refines where the first target's are lowest. Ends early when the
+    engine does.
+    """
+    run = _Run(plan, engine, scores)
+    for number in range(len(plan.stages)):
+        yield from run.stage(number)
+        if run.cancelled:
+            return
+
+
+class _Run:
+    """What was found so far: `logits` (n, K), and for each position whether it is `known` and `exact` (n,).
+
+    `plan` becomes another when fields are cut; `measured` are the exact batches that this was decided on.
+    """
+
+    def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores) -> None:
+        assert plan.approximation is not None
+        self.plan, self.engine, self.scores, self.approximation = plan, engine, scores, plan.approximation
+        count = plan.occlusions.count
+        self.logits = torch.zeros(count, len(engine.base_logits))
+        self.between = self.logits  # interpolated ones of all positions, once there are coarse ones
+        self.known = torch.zeros(count, dtype=torch.bool)
+        self.exact = torch.zeros(count, dtype=torch.bool)
+        self.measured: list[Batch] = []
+        self.cancelled = False
+
+    def stage(self, number: int) -> Iterator[Batch]:
+        """The batches of one stage of the plan."""
+        stage = self.plan.stages[number]
+        match stage.kind:
+            case "measure":
+                yield from self._measure(stage)
+            case "interpolate":
+                yield from self._interpolate(stage)
+            case "hold_out" if self.measured:
+                yield from (self._note(batch, stage) for batch in self.measured)
+            case _:
+                yield from self._compute(stage)
+
+    def _measure(self, stage: Stage) -> Iterator[Batch]:
+        """Exact values, which are not counted as known: the approximate ones of the same positions are wanted, too."""
+        tiles = self._tiles(stage)
+        for batch in self.engine.measure(tiles):
+            self.measured.append(batch)
+            yield replace(batch, stage=stage.kind)
+        self.cancelled = _count(tiles) > sum(len(batch.indices) for batch in self.measured)
+        if not self.cancelled:
+            self.plan = self.engine.settled(self.plan)
+
+    def _interpolate(self, stage: Stage) -> Iterator[Batch]:
+        rest = (~self.known).nonzero()[:, 0]
+        if len(rest):
+            yield self._note(Batch(rest, self.between[rest], exact=False), stage)
+
+    def _compute(self, stage: Stage) -> Iterator[Batch]:
+        tiles = self._tiles(stage)
+        missing = _count(tiles)
+        for batch in self.engine.run(tiles, exact=stage.kind == "hold_out"):
+            missing -= len(batch.indices)
+            yield self._note(batch, stage)
+        self.cancelled = missing > 0
+        if stage.kind == "coarse" and not self.cancelled:
+            assert isinstance(self.plan.occlusions, Grid)
+            self.between = bilinear(self.logits, self.plan.occlusions, (stage.rows, stage.columns))
+
+    def _note(self, batch: Batch, stage: Stage) -> Batch:
+        self.logits[batch.indices], self.exact[batch.indices] = batch.logits, torch.tensor(batch.exact)
+        self.known[batch.indices] = True
+        return replace(batch, stage=stage.kind)
+
+    def _tiles(self, stage: Stage) -> list[OcclusionTile]:
+        occlusions, tensor = self.plan.occlusions, self.plan.tensor
+        if tensor is not None and stage.kind in ("every", "coarse"):
+            tiling, lattice = (tensor.tiling, None) if stage.kind == "every" else (stage.tiling, (stage.rows, stage.columns))
+            return tiling.tiles(occlusions, lattice)
+        chosen = self._chosen(stage)
+        if stage.kind == "measure":
+            boxes = occlusions.rectangles().reshape(-1, 4)
+            return [tile_around([index], boxes) for index in chosen]
+        if tensor is not None:
+            return thinned(tensor.tiling.tiles(occlusions), occlusions, chosen)
+        return [tile_around(chosen, occlusions.rectangles().reshape(-1, 4))] if chosen else []
+
+    def _chosen(self, stage: Stage) -> list[int]:
+        """The positions that a stage computes."""
+        match stage.kind:
+            case "coarse":
+                width = self.plan.occlusions.shape[1]
+                return [row * width + column for row in stage.rows for column in stage.columns]
+            case "refine":
+                return self._most_sensitive(round((self.approximation.drilldown or 0) * len(self.logits)))
+            case "hold_out" | "measure":
+                rough = (~self.exact).nonzero()[:, 0].tolist()
+                return evenly_drawn(curve_order(self.plan.occlusions, rough), stage.count, self.approximation.seed)
+            case _:
+                return list(range(len(self.logits)))
+
+    def _most_sensitive(self, count: int) -> list[int]:
+        """Of the positions whose interpolated score is lowest, so many, those that are not known."""
+        lowest = self.scores(self.between)[:, 0].argsort(stable=True)[:count]
+        return sorted(lowest[~self.known[lowest]].tolist())
+
+
+def _count(tiles: Sequence[OcclusionTile]) -> int:
+    return sum(len(tile.indices) for tile in tiles)
+
+
+def bilinear(logits: Tensor, grid: Grid, lattice: Lattice) -> Tensor:
+    """Logits (n, K) of all positions of a grid, interpolated between those at the crossings of some rows and columns.
+
+    Rows and columns are in order, the first and the last of the grid among them.
+    """
+    rows, columns = lattice
+    known = logits.view(*grid.shape, -1)[list(rows)][:, list(columns)]
+    down, across = _between(grid.tops, rows), _between(grid.lefts, columns)
+    return torch.einsum("yr,rck,xc->yxk", down, known, across).reshape(logits.shape)
+
+
+def _between(places: Sequence[int], chosen: Sequence[int]) -> Tensor:
+    """(n, m): how much of each of the chosen places there is in every place, by its distance in pixels."""
+    weights = torch.zeros(len(places), len(chosen))
+    for cell, (first, last) in enumerate(pairwise(chosen)):
+        for place in range(first, last + 1):
+            share = (places[place] - places[first]) / (places[last] - places[first])
+            weights[place, cell], weights[place, cell + 1] = 1 - share, share
+    if len(chosen) == 1:
+        weights[:, 0] = 1
+    return weights
+
+
+def evenly_drawn(candidates: Sequence[int], count: int, seed: int) -> list[int]:
+    """One of each of `count` equal parts of a sequence, at random."""
+    count = min(count, len(candidates))
+    shift = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    places = ((torch.arange(count) + shift) * len(candidates) / max(count, 1)).long()
+    return sorted(candidates[place] for place in places.tolist())

@@ -1,0 +1,274 @@
+"""MODE APPROXIMATE, from statement to heat map: drill-down, what is exact, and the quality that maps say of themselves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from session_net import LABELS, SHAPE, SmallNet
+from torch import Tensor
+
+import krypton
+from krypton import BindError, Heatmap, explain_occlusion
+from krypton.cli.render import summary
+from krypton.ir.serde import plan_from_json, plan_to_json
+from krypton.results import compare
+
+FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
+DRILL = f"{FINE} MODE APPROXIMATE WITH (drilldown => 0.1, speedup => 3, quality_share => 0.1)"
+
+
+def run(con: krypton.Connection, text: str, **params: Any) -> Any:
+    return con.sql(text, params).run()
+
+
+@pytest.fixture(scope="module")
+def exact(shared_session: krypton.Connection, pixels: NDArray[np.uint8]) -> Heatmap:
+    heatmap: Heatmap = run(shared_session, FINE, img=pixels)
+    return heatmap
+
+
+def test_exact_positions_are_exact_and_the_others_are_near(
+    con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    heatmap = run(con, DRILL, img=pixels)
+    assert heatmap.complete
+    assert heatmap.info["mode"] == "approximate"
+    assert torch.allclose(heatmap.logits[heatmap.exact], exact.logits[heatmap.exact], atol=1e-5)
+    rough = ~heatmap.exact
+    assert not torch.allclose(heatmap.logits[rough], exact.logits[rough], atol=1e-5)
+    spread = exact.logits.amax((0, 1)) - exact.logits.amin((0, 1))
+    assert ((heatmap.logits - exact.logits).abs() < spread).all()
+    assert exact.exact.all()
+    assert exact.quality is None
+
+
+def test_the_speed_up_is_kept_in_positions(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} MODE APPROXIMATE WITH (quality_share => 0)", img=pixels)
+    assert 0.95 * 3 <= heatmap.known.numel() / int(heatmap.exact.sum()) < 3.6
+
+
+def test_the_least_scores_are_computed(con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap) -> None:
+    """What drill-down is for: where the exact map is lowest the approximate one is exact, but for a few."""
+    heatmap = run(con, f"{FINE} MODE APPROXIMATE WITH (drilldown => 0.3, speedup => 2)", img=pixels)
+    lowest = exact.heatmap.ravel().argsort()[: round(0.05 * exact.heatmap.size)]
+    assert heatmap.exact.numpy().ravel()[lowest].mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    "clauses",
+    [
+        "FILL NOISE",
+        "FILL BLUR SCORE LOGIT",
+        "SCORE MARGIN FOR CLASS 'fluid'",
+        "IN REGION (2, 3, 16, 17)",
+        "FOR CLASS TOP 2",
+        "STRIDE 1x2 PATCH 3x6",
+    ],
+)
+def test_every_clause_goes_together_with_it(clauses: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    text = FINE.replace("PATCH 5 STRIDE 1", "") if "PATCH" in clauses else FINE
+    given = "WITH (drilldown => 0.1, speedup => 2, quality_share => 0.05, seed => 3)"
+    heatmap = run(con, f"{text} {clauses} MODE APPROXIMATE {given}", img=pixels)
+    wanted = run(con, f"{text} {clauses} WITH (seed => 3)", img=pixels)
+    pairs = [(heatmap, wanted)] if isinstance(heatmap, Heatmap) else zip(heatmap, wanted, strict=True)
+    for one, other in pairs:
+        assert torch.allclose(one.logits[one.exact], other.logits[one.exact], atol=1e-5)
+        assert one.complete
+        assert not one.exact.all()
+        assert (one.target, one.score_kind) == (other.target, other.score_kind)
+
+
+def test_an_approximate_map_knows_what_it_is(con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap) -> None:
+    heatmap = run(con, DRILL, img=pixels)
+    quality, truth = heatmap.quality, compare(heatmap, exact)
+    assert quality.approximations == ("drilldown 0.1", "speedup 3")
+    assert quality.positions == len(heatmap.held_out.indices) > 20
+    assert quality.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.5)
+    assert (quality.ssim, truth.ssim) == (None, None)  # the map is too flat
+    assert "approximate (drilldown 0.1, speedup 3): RMSE about" in repr(heatmap)
+    assert f"measured on {quality.positions} positions" in summary(heatmap)
+
+
+def test_held_out_values_were_approximate_and_are_exact(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap, without = (
+        run(con, text, img=pixels) for text in (DRILL, DRILL.replace("quality_share => 0.1", "quality_share => 0"))
+    )
+    indices = heatmap.held_out.indices
+    assert heatmap.exact.flatten()[indices].all()
+    assert not without.exact.flatten()[indices].any()
+    assert torch.allclose(heatmap.held_out.logits, without.logits.flatten(0, 1)[indices], atol=1e-6)
+
+
+def test_without_held_out_positions_the_quality_is_not_known(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} MODE APPROXIMATE WITH (quality_share => 0)", img=pixels)
+    assert (heatmap.quality.positions, heatmap.quality.ssim, heatmap.quality.relative_rmse) == (0, None, None)
+    assert "of unmeasured quality" in repr(heatmap)
+
+
+def test_another_class_keeps_the_map_and_says_what_it_was_refined_for(
+    con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    heatmap = run(con, f"{DRILL} FOR CLASS 'drusen'", img=pixels)
+    assert heatmap.info["refined_for"] == "drusen"
+    assert "refined for" not in summary(heatmap)
+    other = heatmap.for_class("fluid")
+    assert torch.equal(other.exact, heatmap.exact)
+    assert other.quality.relative_rmse != heatmap.quality.relative_rmse
+    assert "refined for 'drusen'" in summary(other)
+
+
+def test_the_same_query_gives_the_same_map(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    first, second, other = (
+        run(con, DRILL.replace(")", f", seed => {seed})"), img=pixels).held_out.indices.tolist() for seed in (0, 0, 1)
+    )
+    assert first == second != other
+
+
+def test_a_stream_fills_up_to_the_whole_map(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    *earlier, last = con.sql(DRILL, {"img": pixels}).stream()
+    assert not earlier[0].complete
+    assert earlier[0].exact[earlier[0].known].all()
+    whole = run(con, DRILL, img=pixels)
+    assert torch.equal(last.exact, whole.exact)
+    assert torch.allclose(last.logits, whole.logits)
+
+
+def test_files_and_tables_say_what_is_exact(con: krypton.Connection, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    heatmap = run(con, f"{DRILL} INTO '{tmp_path}/heat.npz'", img=pixels)
+    saved = np.load(tmp_path / "heat.npz")
+    assert np.array_equal(saved["exact"], heatmap.exact.numpy())
+    metadata = json.loads(str(saved["metadata"]))
+    assert metadata["quality"]["positions"] == heatmap.quality.positions
+    assert metadata["info"]["approximations"] == ["drilldown 0.1", "speedup 3"]
+    run(con, f"{DRILL} INTO TABLE heat", img=pixels)
+    assert con.sql("SELECT count(*) FROM heat WHERE exact").fetchall() == [(int(heatmap.exact.sum()),)]
+    heatmap.save(tmp_path / "heat.parquet")
+    counted = con.sql(f"SELECT count(*) FILTER (exact), count(*) FROM '{tmp_path}/heat.parquet'").fetchall()
+    assert counted == [(int(heatmap.exact.sum()), heatmap.exact.numel())]
+
+
+def test_plans_show_stages_and_survive_json(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    query = con.sql(DRILL, {"img": pixels})
+    assert plan_from_json(plan_to_json(query.plan())) == query.plan()
+    assert "stage 4, hold out" in str(con.sql(f"EXPLAIN PLAN FOR {DRILL}", {"img": pixels}))
+    assert "measured" in query.explain(analyze=True)
+    assert json.loads(query.explain(format="json"))["stages"][0]["kind"] == "coarse"
+
+
+# ---------------------------------------------------------------------------------------------------- tau and keep
+
+
+@pytest.fixture
+def incremental(con: krypton.Connection) -> None:
+    """On maps as small as these whole ones are cheaper, and large tiles cover them: nothing would be cut."""
+    con.sql("SET krypton.disabled_rules = 'full_when_cheaper'")
+    con.sql("SET krypton.batch = 2")
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.4", "keep => 0.9", "tau => 0.6, keep => 0.99"])
+def test_cut_maps_are_near_the_exact_one_and_say_how_near(
+    option: str, con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    heatmap = run(con, f"{FINE} SCORE LOGIT MODE APPROXIMATE WITH ({option}, quality_share => 0.1)", img=pixels)
+    assert int(heatmap.exact.sum()) == heatmap.quality.positions == 32
+    assert torch.allclose(heatmap.logits[heatmap.exact], exact.logits[heatmap.exact], atol=1e-5)
+    truth = compare(heatmap, exact.with_score("logit"))
+    assert 0 < truth.relative_rmse < 0.2
+    assert heatmap.quality.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.5)
+    assert heatmap.quality.approximations == tuple(option.replace(" =>", "").split(", "))
+
+
+@pytest.mark.usefixtures("incremental")
+def test_keeping_more_is_nearer(con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap) -> None:
+    for name, values in (("keep", (0.5, 0.9, 0.999)), ("tau", (0.3, 0.5, 0.9))):
+        errors = [
+            compare(run(con, f"{FINE} MODE APPROXIMATE WITH ({name} => {value}, quality_share => 0)", img=pixels), exact)
+            for value in values
+        ]
+        assert errors[0].relative_rmse > errors[1].relative_rmse > errors[2].relative_rmse
+
+
+@pytest.mark.parametrize("option", ["tau => 1", "keep => 1"])
+def test_nothing_cut_is_exact(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} MODE APPROXIMATE WITH ({option})", img=pixels)
+    assert heatmap.exact.all()
+    assert heatmap.quality is None
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.5", "keep => 0.9", "keep => 0.9, tolerance => 0.1"])
+def test_cuts_and_drill_down_go_together(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    query = con.sql(f"{FINE} MODE APPROXIMATE WITH ({option}, drilldown => 0.1, speedup => 3)", {"img": pixels})
+    kinds = [stage.kind for stage in query.plan().stages]
+    assert kinds == [*(["measure"] if "keep" in option else []), "coarse", "refine", "interpolate", "hold_out"]
+    heatmap = query.run()
+    assert heatmap.complete
+    held_out = heatmap.held_out.indices
+    assert heatmap.exact.flatten().nonzero()[:, 0].tolist() == sorted(held_out.tolist())
+    naive = run(con, f"{FINE} MODE NAIVE", img=pixels)
+    assert torch.allclose(heatmap.logits[heatmap.exact], naive.logits[heatmap.exact], atol=1e-5)
+    assert compare(heatmap, naive).relative_rmse < 0.3
+
+
+def test_low_precision_alone_makes_no_approximate_map(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} WITH (tolerance => 0.1)", img=pixels)
+    assert heatmap.quality is None
+    assert heatmap.info["mode"] == "exact"
+    assert "approximate" not in repr(heatmap)
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.4", "keep => 0.9"])
+def test_masks_are_cut_too(option: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    masks = torch.zeros(30, 20, 24, dtype=torch.bool)
+    for number, mask in enumerate(masks):
+        top, left = number % 15, number * 7 % 19
+        mask[top : top + 3 + number % 3, left : left + 2 : 1 + number % 2] = True
+    text = "EXPLAIN OCCLUSION OF $img USING MODEL net MASKS $m"
+    heatmap = run(con, f"{text} MODE APPROXIMATE WITH ({option}, quality_share => 0.2)", img=pixels, m=masks)
+    wanted = run(con, text, img=pixels, m=masks)
+    assert not heatmap.exact.all()
+    assert torch.allclose(heatmap.logits[heatmap.exact], wanted.logits[heatmap.exact], atol=1e-5)
+    assert heatmap.quality.ssim is None
+    assert 0 < heatmap.quality.relative_rmse < 0.3
+
+
+@pytest.mark.usefixtures("incremental")
+def test_a_few_occlusions_are_not_worth_measuring(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, FINE.replace("1", "6") + " MODE APPROXIMATE WITH (keep => 0.9)", img=pixels)
+    assert heatmap.exact.numel() == 12
+    assert heatmap.exact.all()
+
+
+class Unwilling(SmallNet):
+    """Cannot be captured: what it does depends on the values of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(x.mean() > 1e9):
+            return super().forward(x) * 2
+        return super().forward(x)
+
+
+def test_a_model_that_cannot_be_captured_is_drilled_down_naively(
+    con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    said = {"mean": 0.5, "std": 0.25, "labels": LABELS, "patch": 5, "stride": 1}
+    heatmap = explain_occlusion(Unwilling(), pixels, mode="approximate", drilldown=0.1, **said)
+    assert heatmap.info["notes"]
+    assert heatmap.image_size == SHAPE[1:]
+    assert 0.25 < heatmap.exact.float().mean() < 0.4
+    assert torch.allclose(heatmap.logits[heatmap.exact], exact.logits[heatmap.exact], atol=1e-5)
+
+
+def test_a_speed_up_that_cannot_be_reached_is_refused_at_once(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    with pytest.raises(BindError, match="allows a speed-up of at most"):
+        con.sql(f"{FINE} MODE APPROXIMATE WITH (drilldown => 0.1, speedup => 9.9)", {"img": pixels})
+    with pytest.raises(BindError, match="drilldown needs a grid"):
+        explain_occlusion(SmallNet(), pixels, masks=np.ones((1, 20, 24), bool), mode="approximate")
