@@ -16,8 +16,7 @@ from krypton.ir.delta import Delta
 from krypton.ir.geometry import Cut
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import OcclusionTile
-from krypton.planner.projection import AXES, projections
-from krypton.planner.rules.projective_threshold import windowed
+from krypton.planner.projection import AXES, projections, windowed
 
 
 class EnergyMeter:

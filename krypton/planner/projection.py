@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from krypton.ir.geometry import Interval, Projection
-from krypton.ir.graph import Graph
+from krypton.ir.graph import Graph, Node
 from krypton.operators.base import Axis, operator_of
 
 AXES: tuple[Axis, Axis] = (0, 1)
@@ -23,6 +23,11 @@ class Centres(NamedTuple):
     def of(self, occluded: Interval) -> Projection:
         """Where the pixels of an interval of the image lie in the map."""
         return Projection((occluded.start - self.offset) / self.scale, (occluded.stop - 1 - self.offset) / self.scale)
+
+
+def windowed(node: Node) -> bool:
+    """Does a delta grow here?"""
+    return node.mode == "delta" and node.op != "image" and operator_of(node).widens(node)
 
 
 def projections(graph: Graph) -> dict[int, tuple[Centres, Centres]]:

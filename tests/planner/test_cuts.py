@@ -24,8 +24,7 @@ from krypton.planner.capture import capture
 from krypton.planner.explain import explain
 from krypton.planner.fields import Fields
 from krypton.planner.optimizer import plan_query
-from krypton.planner.projection import AXES, projections
-from krypton.planner.rules.projective_threshold import windowed
+from krypton.planner.projection import AXES, projections, windowed
 from krypton.planner.whole import WholeBatch, run_node
 
 DELTAS = {"disabled_rules": "full_when_cheaper"}

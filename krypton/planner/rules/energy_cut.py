@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from krypton.ir.plan import QueryPlan
+from krypton.planner.projection import windowed
 from krypton.planner.rules.base import Context, tensor_plan
-from krypton.planner.rules.projective_threshold import windowed
 from krypton.planner.stages import MEASURED
 
 

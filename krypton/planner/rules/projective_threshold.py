@@ -13,8 +13,8 @@ from krypton.ir.geometry import Cut
 from krypton.ir.graph import Node
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
-from krypton.operators.base import operator_of, spatial_size
-from krypton.planner.projection import AXES, Centres, projections
+from krypton.operators.base import spatial_size
+from krypton.planner.projection import AXES, Centres, projections, windowed
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
 
 
@@ -26,18 +26,16 @@ def projective_threshold(plan: QueryPlan, context: Context) -> QueryPlan:
     found, patch = projections(tensor_plan(plan).graph), smallest(plan.occlusions)
 
     def change(node: Node) -> Node:
-        sizes = [max(1, round(tau * spatial_size(node, axis))) for axis in AXES] if windowed(node) else []
-        if all(size >= spatial_size(node, axis) for axis, size in enumerate(sizes)):  # type: ignore[arg-type]
+        if not windowed(node):
             return node
-        rows, columns = (_around(size, patch[axis], found[node.id][axis]) for axis, size in enumerate(sizes))
+        whole = [spatial_size(node, axis) for axis in AXES]
+        sizes = [max(1, round(tau * size)) for size in whole]
+        if sizes == whole:
+            return node
+        rows, columns = (_around(sizes[axis], patch[axis], found[node.id][axis]) for axis in AXES)
         return replace(node, cuts=(*node.cuts, (rows, columns)))
 
     return map_nodes(plan, change)
-
-
-def windowed(node: Node) -> bool:
-    """Does a delta grow here?"""
-    return node.mode == "delta" and node.op != "image" and operator_of(node).widens(node)
 
 
 def smallest(occlusions: Occlusions) -> tuple[int, int]:
