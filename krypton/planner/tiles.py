@@ -113,11 +113,11 @@ class _Load:
             sizes.append(np.stack([np.maximum(stops[run.stop - 1] - starts[run.start], 0.0) for run in runs]))
             counts.append(np.array([run.size for run in runs], dtype=np.float64))
         pixels = np.einsum("rn,cn,r,c->nrc", *sizes, *counts)  # of all occlusions of a tile
-        spilled = np.maximum(pixels * self.bytes_per_pixel[:, None, None] - self.profile.cache_bytes / 2, 0.0)
+        spilled = np.maximum(pixels * self.bytes_per_pixel[:, None, None] - self.profile.cache_bytes, 0.0)
         arithmetic = float(np.einsum("n,nrc->", self.per_pixel, pixels))
         total: float = (
             arithmetic
-            + 2 * float(spilled.sum()) / self.profile.bytes_per_ms
+            + float(spilled.sum()) / self.profile.bytes_per_ms
             + self.overhead * pixels.shape[1] * pixels.shape[2]
         )
         return total
