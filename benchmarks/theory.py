@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Grid, OcclusionTile
+from krypton.kernels import find
 from krypton.operators.base import operator_of
 from krypton.planner.capture import CapturedModel
 from krypton.planner.fields import Fields
@@ -76,8 +77,17 @@ def _widest(node: Node, axis: int, sources: list[int]) -> int:
     return max([own, *sources[arity:]])
 
 
+def _sizes(fields: Fields, node: Node, tile: OcclusionTile) -> list[tuple[int, int]]:
+    """What is computed for each of a tile's occlusions."""
+    if node.op == "conv" and node.kernel and find("conv", node.kernel.split("+")[0]).fused:
+        rows, columns = ([fields.changed(axis, i)[node.id].size for i in tile.own[axis]] for axis in (0, 1))  # type: ignore[arg-type]
+        return list(zip(rows, columns, strict=True))
+    box = fields.box(node, tile.rows, tile.columns)
+    return [(box.rows.size, box.columns.size)] * len(tile.indices)
+
+
 def of_tiles(graph: Graph, tiles: Iterable[OcclusionTile]) -> dict[int, int]:
-    """Multiply-adds by node of running these tiles, each position in its tile's boxes."""
+    """Multiply-adds by node of running these tiles: each position in its own fields where kernels do so, else in its tile's."""
     fields = Fields(graph)
     totals = {node.id: 0 for node in graph}
     for tile in tiles:
@@ -85,9 +95,7 @@ def of_tiles(graph: Graph, tiles: Iterable[OcclusionTile]) -> dict[int, int]:
             if node.op in ("image", "constant") or node.mode == "once":
                 continue
             if node.mode in ("delta", "project"):
-                box = fields.box(node, tile.rows, tile.columns)
-                once = operator_of(node).multiply_adds(node, box.rows.size, box.columns.size)
+                totals[node.id] += sum(operator_of(node).multiply_adds(node, *size) for size in _sizes(fields, node, tile))
             else:
-                once = whole(node)
-            totals[node.id] += once * len(tile.indices)
+                totals[node.id] += whole(node) * len(tile.indices)
     return totals

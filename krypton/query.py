@@ -169,8 +169,9 @@ class Query:
             for batch in execution:
                 answer.take(batch)
                 yield answer
-            self._profiles.learn(plan.device, observed(plan, execution.actual))
-            self._remember(captured, plan, was_prepared, execution.seconds)
+            if not execution.trimmed:  # else there was less to do than the plan says
+                self._profiles.learn(plan.device, observed(plan, execution.actual))
+                self._remember(captured, plan, was_prepared, execution.seconds)
 
     def _prepared(self, index: int) -> Prepared:
         if index > 0:

@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,8 @@ class Execution:
     """An iterator of batches. `base_logits` (K,) are those of the unmodified image.
 
     `actual` has, when timed, the milliseconds of each node over the whole run so far; `seconds` the run's own time so far,
-    base views included; `precision` what low precision costs, where the plan has any.
+    base views included; `precision` what low precision costs, where the plan has any; `trimmed` whether occlusions were
+    left out or made smaller because the fill equals the image there.
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class Execution:
         actual: dict[int, float],
         started: float,
         precision: Precision | None = None,
+        trimmed: bool = False,
     ) -> None:
         self.base_logits = base_logits
         self.actual = actual
         self.precision = precision
+        self.trimmed = trimmed
         self._batches = batches
         self._spent = time.perf_counter() - started
 
@@ -116,7 +120,8 @@ def execute(
         actual: dict[int, float] = {}
         program = Program(plan.tensor, held, device, actual if timed else None, cancelled, settings["debug"])
         every = plan.tensor.tiling.tiles(plan.occlusions)
-        chosen = every if tiles is None else tiles
+        asked = every if tiles is None else list(tiles)
+        chosen, unchanged = occluder.trimmed(asked)
         tensor, precision = plan.tensor, None
         base = program.prepare(occluder.image, chosen if not tensor.tolerance else every).cpu()
         if tensor.tolerance:
@@ -130,8 +135,9 @@ def execute(
             final = Program(tensor, held, device, actual if timed else None, cancelled, settings["debug"])
             final.adopt(program)
             program = final
-        batches = _scoped(_batches(program, tensor, occluder, chosen), settings)
-        return Execution(base, batches, actual, started, precision)
+        known = [Batch(torch.tensor(unchanged), base.expand(len(unchanged), -1))] if unchanged else []
+        scoped = _scoped(chain(known, _batches(program, tensor, occluder, chosen)), settings)
+        return Execution(base, scoped, actual, started, precision, trimmed=chosen != asked)
 
 
 def _batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
@@ -178,8 +184,8 @@ def _with_halving(
     if values is not None:
         yield tile, values
         return
-    for half in (tile.indices[:middle], tile.indices[middle:]):
-        yield from _with_halving(program, occluder, OcclusionTile(half, tile.rows, tile.columns))
+    for half in (slice(middle), slice(middle, None)):
+        yield from _with_halving(program, occluder, tile.part(half))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from krypton.ir.delta import Box, Delta
-from krypton.ir.geometry import Interval
+from krypton.ir.geometry import Interval, hull, make
 from krypton.ir.occlusions import Masks, Occlusions, OcclusionTile
 
 
@@ -44,11 +44,46 @@ class Occluder:
             inside.append((places >= start) & (places < start + self._rectangles[chosen, 2 + axis, None]))
         return (inside[0][:, :, None] & inside[1][:, None, :]).to(self.image.dtype)
 
+    def trimmed(self, tiles: Sequence[OcclusionTile]) -> tuple[list[OcclusionTile], list[int]]:
+        """The tiles with every occlusion shrunk to the pixels that it changes, and the occlusions that change none.
+
+        The fill may equal the image: black patches on a black background.
+        """
+        changed = (self._change != 0).any(-1)
+        if bool(changed.all()):
+            return list(tiles), []
+        kept, unchanged = [], []
+        for tile in tiles:
+            rows, columns = tile.rows, tile.columns
+            occluded = self.masks(tile.indices, Box(rows, columns)).bool()
+            inside = occluded & changed[rows.start : rows.stop, columns.start : columns.stop]
+            part, without = _shrunk(tile, inside.cpu())
+            unchanged += without
+            kept += [part] if part is not None else []
+        return kept, unchanged
+
     def images(self, indices: Sequence[int]) -> Tensor:
         """Whole occluded images (B, C, H, W), channels innermost in memory."""
         _, height, width = self.image.shape
         masks = self.masks(indices, _whole(height, width)).bool()[:, None]
         return torch.where(masks, self.fill, self.image).contiguous(memory_format=torch.channels_last)
+
+
+def _shrunk(tile: OcclusionTile, inside: Tensor) -> tuple[OcclusionTile | None, list[int]]:
+    """A tile whose occlusions change the pixels `inside` (B, h, w) alone, None when none does any; and those that do not."""
+    own: tuple[list[Interval], list[Interval]] = ([], [])
+    for axis, start in ((0, tile.rows.start), (1, tile.columns.start)):
+        hit = inside.any(2 - axis).to(torch.uint8)  # (B, h) or (B, w)
+        size = hit.shape[1]
+        firsts, lasts = hit.argmax(1).tolist(), (size - hit.flip(1).argmax(1)).tolist()
+        own[axis].extend(make(start + first, start + last) for first, last in zip(firsts, lasts, strict=True))
+    changing = inside.flatten(1).any(1).tolist()
+    without = [index for index, any_at_all in zip(tile.indices, changing, strict=True) if not any_at_all]
+    if not any(changing):
+        return None, without
+    indices = tuple(index for index, any_at_all in zip(tile.indices, changing, strict=True) if any_at_all)
+    rows, columns = (tuple(i for i, any_at_all in zip(axis, changing, strict=True) if any_at_all) for axis in own)
+    return OcclusionTile(indices, hull(*rows), hull(*columns), (rows, columns)), without
 
 
 def _whole(height: int, width: int) -> Box:

@@ -17,6 +17,7 @@ from torch import Tensor
 from krypton.errors import PlanError
 from krypton.executor.head_kernels import build_head_kernels
 from krypton.executor.occluder import Occluder
+from krypton.executor.own_fields import OwnFields
 from krypton.executor.tile import RunningTile
 from krypton.ir.delta import Delta
 from krypton.ir.graph import Node
@@ -50,6 +51,7 @@ class Program:
         self.graph = plan.graph
         self.device = device
         self.fields = Fields(plan.graph)
+        self.own_fields = OwnFields(self.fields, device)
         self.nodes = plan.graph.index()
         self.views: dict[ViewKey, Tensor] = {}
         self._weights = weights
@@ -102,6 +104,8 @@ class Program:
         for axis, intervals in enumerate(({tile.rows for tile in tiles}, {tile.columns for tile in tiles})):
             for interval in intervals:
                 self.fields.axis(axis, interval)  # type: ignore[arg-type]
+        for tile in tiles:
+            self.own_fields.of(tile)
         self._image = channels_last(image[None])
         logits = self._materialise(None)  # not to be cancelled: the base logits are promised
         if self.plan.view_scope == "batch":
@@ -110,7 +114,7 @@ class Program:
 
     def adopt(self, other: Program) -> None:
         """Work on the views of another program on the same image and geometry, which differs in its kernels alone."""
-        self.views, self._image, self.fields = other.views, other._image, other.fields
+        self.views, self._image, self.fields, self.own_fields = other.views, other._image, other.fields, other.own_fields
 
     def _materialise(self, check: Callable[[], None] | None) -> Tensor:
         wanted = None if self.plan.views is None else {(node, kind) for node, kind in self.plan.views}
@@ -168,6 +172,8 @@ class Program:
             assert isinstance(inputs[0], Delta)
             return running.deferred(node, inputs[0])
         value = operator_of(node).delta(node, inputs, running)
+        if isinstance(value, Delta):
+            value.fields = running.own_fields(node)
         if self._debug and isinstance(value, Delta):
             running.record(node, value)
         return value

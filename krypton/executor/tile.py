@@ -31,6 +31,7 @@ class RunningTile:
         self._program = program
         self._rows = program.fields.axis(0, tile.rows)
         self._columns = program.fields.axis(1, tile.columns)
+        self._own = program.own_fields.of(tile)
         self._buffers: dict[int, Tensor] = {}
 
     def field(self, node: Node) -> Box:
@@ -50,7 +51,11 @@ class RunningTile:
             buffer = self._buffers[root][:, start : start + node.shape[0]]
         else:
             buffer = self._empty(node.shape[0], window)
-        return Delta(buffer, rows.start, columns.start, self.field(node))
+        return Delta(buffer, rows.start, columns.start, self.field(node), fields=self.own_fields(node))
+
+    def own_fields(self, node: Node) -> Tensor:
+        """(B, 4) int64: rows and columns of the field of each occlusion."""
+        return self._own[node.id]
 
     def placed(self, source: int, concat: int, start: int) -> bool:
         """Was this input of a concat written straight into its channels, from `start` on, of the concat's buffer?"""

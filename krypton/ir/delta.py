@@ -39,7 +39,8 @@ class Delta:
 
     Invariant I1: outside `field` the delta is zero, also where `data` reaches further. Invariant I2: that holds beyond the
     border of the map as well, so that padding needs no special case. `parts` says more, for concats: from each of
-    these channels on the delta is zero outside a box of its own.
+    these channels on the delta is zero outside a box of its own. `fields` (B, 4) int64, when given: rows and columns (top,
+    bottom, left, right) outside of which the delta of one occlusion is zero, the field being that of all together.
     """
 
     data: Tensor
@@ -47,6 +48,7 @@ class Delta:
     left: int
     field: Box
     parts: tuple[tuple[int, Box], ...] = ()
+    fields: Tensor | None = None
 
     @property
     def rows(self) -> Interval:

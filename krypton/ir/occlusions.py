@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import BindError
-from krypton.ir.geometry import Interval, make
+from krypton.ir.geometry import Interval, hull, make
 
 Size = tuple[int, int]
 Region = tuple[int, int, int, int]
@@ -132,11 +132,19 @@ Occlusions = Grid | Masks
 
 @dataclass(frozen=True)
 class OcclusionTile:
-    """Occlusions computed together: their places in the query (flattened), and the box that contains them all."""
+    """Occlusions computed together: their places in the query (flattened), and the box that contains them all.
+
+    `own` are the rows and the columns of each of them.
+    """
 
     indices: tuple[int, ...]
     rows: Interval
     columns: Interval
+    own: tuple[tuple[Interval, ...], tuple[Interval, ...]]
+
+    def part(self, places: slice) -> OcclusionTile:
+        """Some of the occlusions, on the same box."""
+        return OcclusionTile(self.indices[places], self.rows, self.columns, (self.own[0][places], self.own[1][places]))
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class Tiling:
                 tuple(y * width + x for y in range(*r) for x in range(*c)),
                 Interval(rows[r.start].start, rows[r.stop - 1].stop),
                 Interval(columns[c.start].start, columns[c.stop - 1].stop),
+                (tuple(rows[y] for y in range(*r) for _ in range(*c)), tuple(columns[x] for _ in range(*r) for x in range(*c))),
             )
             for r in self.rows
             for c in self.columns
@@ -165,10 +174,8 @@ class Tiling:
 
 
 def _mask_tile(group: Sequence[int], boxes: Tensor) -> OcclusionTile:
-    box = boxes[list(group)]
-    stops = box[:, :2] + box[:, 2:]
-    intervals = [make(int(box[:, axis].min()), int(stops[:, axis].max())) for axis in (0, 1)]
-    return OcclusionTile(tuple(group), *intervals)
+    own = tuple(tuple(make(int(i[axis]), int(i[axis] + i[2 + axis])) for i in boxes[list(group)]) for axis in (0, 1))
+    return OcclusionTile(tuple(group), hull(*own[0]), hull(*own[1]), (own[0], own[1]))
 
 
 def _by(size: Size) -> str:

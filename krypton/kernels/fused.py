@@ -69,6 +69,7 @@ def _build_max_pool_native(node: Node, weight: Callable[[Reference], Tensor]) ->
             source.data.data_ptr(), *native.strides(source.data), *source.rows, *source.columns,
             view.data_ptr(), *native.strides(view)[1:], view.shape[2], view.shape[3],
             result.data_ptr(), *native.strides(result)[1:], *numbers, *target.field.rows, *target.field.columns,
+            native.fields_of(target),
         ]  # fmt: skip
         call(native.integers(arguments))
 
@@ -106,6 +107,7 @@ def _build_avg_pool_native(node: Node, weight: Callable[[Reference], Tensor]) ->
             data.data_ptr(), batch, height, width, channels, *native.strides(data), target.top, target.left,
             source.data.data_ptr(), *native.strides(source.data), *source.rows, *source.columns,
             weights[0].data_ptr(), weights[1].data_ptr(), *numbers, *target.field.rows, *target.field.columns,
+            native.fields_of(target),
         ]  # fmt: skip
         call(native.integers(arguments))
 

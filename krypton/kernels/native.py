@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from krypton.cache import cache_folder
 from krypton.errors import PlanError, unknown
 from krypton.ir.delta import Box, Delta
 from krypton.ir.graph import Function, Node
@@ -38,20 +39,13 @@ NATIVE_FUNCTIONS = {
     "leaky_relu": 10,
 }
 MOST_TERMS = 8
-ENDING_INTEGERS = 19 + 9 * MOST_TERMS
+ENDING_INTEGERS = 22 + 9 * MOST_TERMS
 
 _SOURCES = sorted(Path(__file__).with_name("cpp").glob("*.cpp"))
 _HEADERS = sorted(Path(__file__).with_name("cpp").glob("*.h"))
 # fast-math lets the compiler use vector versions of exp, tanh and erf; linking without it keeps denormals as they are
 _COMPILE = ("-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC", "-std=c++17", "-c")
 _LINK = ("-shared", "-fopenmp", "-lm")
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: `$KRYPTON_CACHE`, or krypton/ in the user's cache."""
-    if configured := os.environ.get("KRYPTON_CACHE"):
-        return Path(configured)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "krypton"
 
 
 def compiler() -> str | None:
@@ -200,7 +194,7 @@ class Ending:
             data.data_ptr(), batch, height, width, channels, *strides(data),
             rows.start - top, rows.stop - top, columns.start - left, columns.stop - left,
             *((base.data_ptr(), *strides(base)[1:]) if base is not None else (0, 0, 0)), self._number, len(terms),
-            0 if own is None else own.data_ptr(), int(absolute),
+            0 if own is None else own.data_ptr(), int(absolute), rows.start, columns.start, fields_of(target),
         ]  # fmt: skip
         for delta, scale in terms:
             (r0, r1), (c0, c1) = delta.rows, delta.columns
@@ -215,6 +209,15 @@ class Ending:
 def per_channel(scale: Tensor | None, channels: int) -> bool:
     """Is this a scale (C,) that compiled code can read, or none?"""
     return scale is None or (scale.shape == (channels,) and scale.dtype == torch.float32 and scale.is_contiguous())
+
+
+def fields_of(delta: Delta) -> int:
+    """Where the occlusions' own fields are, 0 where they are not known."""
+    fields = delta.fields
+    if fields is None:
+        return 0
+    fitting(fields.shape == (delta.data.shape[0], 4) and fields.dtype == torch.int64 and fields.is_contiguous())
+    return fields.data_ptr()
 
 
 def source(delta: Delta) -> list[int]:

@@ -94,7 +94,8 @@ def _weights_of(node: Node, weight: Weight) -> Tensor:
     return found
 
 
-def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner:
+def _runner(node: Node, call: Callable[..., None], describe: Describe, *, begins: bool = False) -> Runner:
+    """`begins`: does the compiled kernel take sources that are still to be activated, or gated?"""
     ending, channels = native.Ending(node.function), node.attrs["in_channels"]
 
     def run(
@@ -102,15 +103,15 @@ def _runner(node: Node, call: Callable[..., None], describe: Describe) -> Runner
     ) -> None:
         parameters, beginning = ending.parameters, [0, 0, 0, 0, 0]
         if isinstance(source, Deferred):
-            fitting(call is native.loaded().krypton_convolution and source.base.shape[1] == channels)
+            fitting(begins and source.base.shape[1] == channels)
             beginning, parameters = _beginning(source, ending)
             source = source.source
         elif isinstance(source, Gated):
-            fitting(call is native.loaded().krypton_convolution)
+            fitting(begins)
             beginning, source = _gate(source), source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
         integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
-        call(native.integers(integers + beginning + _parts(source)), parameters)
+        call(native.integers([*integers, *beginning, native.fields_of(source), *_parts(source)]), parameters)
 
     return run
 
@@ -160,7 +161,7 @@ def _build_direct(node: Node, weight: Weight, pairs: bool = False) -> Runner:
     def describe(source: Delta, field: Box) -> list[int]:
         return [packed.data_ptr(), *geometry, field.rows.start, field.columns.start, int(pairs)]
 
-    return _runner(node, native.loaded().krypton_convolution, describe)
+    return _runner(node, native.loaded().krypton_convolution, describe, begins=True)
 
 
 def _build_bfloat16(node: Node, weight: Weight) -> Runner:

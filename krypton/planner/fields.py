@@ -5,11 +5,13 @@ Rows and columns are independent, so each axis is worked out for an interval of 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from krypton.ir.delta import Box
-from krypton.ir.geometry import EMPTY, Interval, hull, split_read
+from krypton.ir.geometry import EMPTY, Interval, hull, make, split_read
 from krypton.ir.graph import Graph, Node
+from krypton.ir.occlusions import OcclusionTile
 from krypton.kernels import find
 from krypton.operators.base import Axis, operator_of
 from krypton.planner.placement import Place, placements
@@ -37,6 +39,8 @@ class Fields:
             for node in self._tracked
         }
         self._memory: tuple[dict[Interval, dict[int, Span]], ...] = ({}, {})
+        self._typical: dict[tuple[Axis, tuple[Interval, ...]], dict[int, int]] = {}
+        self._changed: tuple[dict[Interval, dict[int, Interval]], ...] = ({}, {})
 
     def axis(self, axis: Axis, occluded: Interval) -> dict[int, Span]:
         """Spans by node id, when the occluded pixels lie within this interval of the axis."""
@@ -51,6 +55,27 @@ class Fields:
 
     def changed(self, axis: Axis, occluded: Interval) -> dict[int, Interval]:
         """Just the fields."""
+        known = self._changed[axis].get(occluded)
+        if known is None:
+            known = self._changed[axis][occluded] = self._propagate(axis, occluded)
+        return known
+
+    def typical(self, axis: Axis, own: tuple[Interval, ...]) -> dict[int, int]:
+        """By node the mean size along an axis of the fields of some occlusions, each for itself; rounded."""
+        known = self._typical.get((axis, own))
+        if known is None:
+            found = [(self.changed(axis, interval), count) for interval, count in Counter(own).items()]
+            ids = [node.id for node in self._tracked]
+            known = {node: round(sum(field[node].size * count for field, count in found) / len(own)) for node in ids}
+            self._typical[axis, own] = known
+        return known
+
+    def typical_box(self, node: Node, tile: OcclusionTile) -> Box:
+        """A box as large as the field that one of a tile's occlusions has by itself, at the origin."""
+        rows, columns = (self.typical(axis, tile.own[axis])[node.id] for axis in (0, 1))
+        return Box(make(0, rows), make(0, columns))
+
+    def _propagate(self, axis: Axis, occluded: Interval) -> dict[int, Interval]:
         fields: dict[int, Interval] = {self.graph.image.id: occluded}
         for node in self._tracked:
             if node.op != "image":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
-from krypton.ir.delta import Box
-from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import find
 from krypton.operators.base import operator_of
@@ -30,7 +28,8 @@ def observed(plan: QueryPlan, milliseconds: Mapping[int, float]) -> list[KernelR
             continue  # where an ending is a pass of its own, that would be counted, too
         count = find("conv", name).work or operator_of(node).multiply_adds
         work, rows = 0, 0
-        for box, batch in _boxes(fields, node.id, tiles):
+        for tile in tiles:
+            box, batch = fields.typical_box(node, tile), len(tile.indices)
             work += count(node, *(i.size for i in box)) * batch if box.area else 0
             rows += box.area * batch
         spent = milliseconds.get(node.id, 0.0)
@@ -38,9 +37,3 @@ def observed(plan: QueryPlan, milliseconds: Mapping[int, float]) -> list[KernelR
             depth = operator_of(node).multiply_adds(node, 1, 1) // node.shape[0]
             found.setdefault((name, Shape(depth, node.shape[0], rows // len(tiles))), []).append(work / spent)
     return [KernelRate(name, shape, sum(rates) / len(rates)) for (name, shape), rates in found.items()]
-
-
-def _boxes(fields: Fields, node: int, tiles: Iterable[OcclusionTile]) -> Iterator[tuple[Box, int]]:
-    for tile in tiles:
-        rows, columns = fields.axis(0, tile.rows)[node].field, fields.axis(1, tile.columns)[node].field
-        yield Box(rows, columns), len(tile.indices)

@@ -1,7 +1,8 @@
 """Gathering occlusions into tiles: neighbours share boxes, so that one batch has one geometry (design, section 2).
 
-A tile costs the arithmetic of its boxes for each of its occlusions, and an overhead once: operators started, weights read.
-Large tiles waste arithmetic, small ones overhead. Fields are monotone, so the box of a run of neighbours is found from the
+A tile costs an overhead once: operators started, weights read; and for each of its occlusions the arithmetic, of its own field
+where kernels leave out the rest, of the tile's box elsewhere, and memory that is written for the whole box. Large tiles
+waste the latter, small ones overhead. Fields are monotone, so the box of a run of neighbours is found from the
 fields of its first and its last; the best split of an axis then is a shortest path (dynamic programming).
 """
 
@@ -19,13 +20,13 @@ from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid, Masks, Occlusions, OcclusionTile, Tiling
 from krypton.kernels import DEFERRED
 from krypton.operators.base import Axis
-from krypton.planner.cost import BYTES, DeviceProfile, node_cost, weights_read
+from krypton.planner.cost import BYTES, DeviceProfile, Pricing
 from krypton.planner.fields import Fields
 from krypton.settings import Settings
 
 LONGEST_RUN = 8
-MOST_TOGETHER = 64
-TOGETHER = (9, 12, 16, 20, 25, 32, 48, 64)  # the bounds that are tried on occlusions per tile
+MOST_TOGETHER = 36  # more do not pay: what a batch writes leaves the caches
+TOGETHER = (9, 12, 16, 20, 25, 30, 36)  # the bounds that are tried on occlusions per tile
 EVEN_RUN = 4
 USUAL_SIDE = 14  # of the boxes that costs per pixel are taken from
 ROUNDS = 2
@@ -67,7 +68,7 @@ class _Load:
 
     fields: Fields
     ids: list[int]
-    per_pixel: Array  # (nodes,) milliseconds for one output pixel of one occlusion
+    per_pixel: Array  # (nodes,) milliseconds for one pixel of the box, and one occlusion
     bytes_per_pixel: Array  # (nodes,) written for one output pixel of one occlusion
     overhead: float  # milliseconds per batch
     profile: DeviceProfile
@@ -77,12 +78,15 @@ class _Load:
         nodes = [node for node in graph if node.mode == "delta" and node.op != "image"]
         started = replace(profile, node_overhead_ms=0.0)  # that is paid per batch, not per pixel
         boxes = [Box(*(Interval(0, min(side, USUAL_SIDE)) for side in node.shape[1:])) for node in nodes]
-        per_pixel = [
-            node_cost(node, box, EVEN_RUN**2, started).milliseconds / box.area for node, box in zip(nodes, boxes, strict=True)
-        ]
-        weights = sum(weights_read(node, box, EVEN_RUN**2, profile) for node, box in zip(nodes, boxes, strict=True))
-        overhead = weights / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
+        priced = [(Pricing(node, started), box) for node, box in zip(nodes, boxes, strict=True)]
         written = np.array([node.shape[0] * BYTES if node.kernel != DEFERRED else 0 for node in nodes], dtype=np.float64)
+        # what is computed in own fields alone takes as long in any tiling; their boxes are written all the same
+        per_pixel = [
+            float(size) / profile.bytes_per_ms if pricing.tight else pricing.cost(box, EVEN_RUN**2).milliseconds / box.area
+            for (pricing, box), size in zip(priced, written, strict=True)
+        ]
+        weights = sum(pricing.weights_read(box, EVEN_RUN**2) for pricing, box in priced)
+        overhead = weights / profile.bytes_per_ms + len(nodes) * profile.node_overhead_ms
         return cls(Fields(graph), [node.id for node in nodes], np.array(per_pixel), written, float(overhead), profile)
 
     def extents(self, axis: Axis, occluded: Sequence[Interval]) -> tuple[Array, Array]:
@@ -93,7 +97,7 @@ class _Load:
         return starts, stops
 
     def milliseconds(self, axes: list[tuple[Array, Array]], tiling: Tiling) -> float:
-        """What all tiles take, memory included: what a batch writes, and reads again, should stay in the cache."""
+        """What all tiles take besides what any tiling does: what a batch writes, and reads again, should stay in the cache."""
         sizes, counts = [], []
         for (starts, stops), runs in zip(axes, (tiling.rows, tiling.columns), strict=True):
             sizes.append(np.stack([np.maximum(stops[run.stop - 1] - starts[run.start], 0.0) for run in runs]))
@@ -129,16 +133,23 @@ def _split(extents: tuple[Array, Array], weights: Array, overhead: float, longes
     """The cheapest cut of a sequence into runs: a run of n costs overhead + n · Σ weights · (union of its fields)."""
     starts, stops = extents
     count = len(starts)
-    best = np.full(count + 1, np.inf)
-    best[0], cut = 0.0, np.zeros(count + 1, dtype=int)
+    # by length, and by first occlusion
+    runs = [
+        overhead + length * (np.maximum(stops[length - 1 :] - starts[: count - length + 1], 0.0) @ weights)
+        for length in range(1, min(longest, count) + 1)
+    ]
+    best, cut = [0.0], [0]
     for stop in range(1, count + 1):
-        for length in range(1, min(longest, stop) + 1):
-            first = stop - length
-            size = np.maximum(stops[stop - 1] - starts[first], 0.0)
-            cost = best[first] + overhead + length * float(weights @ size)
-            if cost < best[stop]:
-                best[stop], cut[stop] = cost, first
-    runs, stop = [], count
+        firsts = range(max(stop - longest, 0), stop)
+        cheapest, first = min((best[first] + float(runs[stop - first - 1][first]), first) for first in firsts)
+        best.append(cheapest)
+        cut.append(first)
+    return _runs(cut)
+
+
+def _runs(cut: Sequence[int]) -> list[range]:
+    """The runs of a shortest path; `cut` has for every place where a run may stop where it starts then."""
+    runs, stop = [], len(cut) - 1
     while stop:
         runs.append(range(int(cut[stop]), stop))
         stop = int(cut[stop])
@@ -163,7 +174,7 @@ def _split_boxes(extents: list[tuple[Array, Array]], weights: Array, overhead: f
     (tops, bottoms), (lefts, rights) = extents
     count = len(tops)
     best = np.full(count + 1, np.inf)
-    best[0], cut = 0.0, np.zeros(count + 1, dtype=int)
+    best[0], cut = 0.0, [0] * (count + 1)
     for first in range(count):
         bounds = [tops[first].copy(), bottoms[first].copy(), lefts[first].copy(), rights[first].copy()]
         for stop in range(first + 1, min(first + longest, count) + 1):
@@ -176,11 +187,7 @@ def _split_boxes(extents: list[tuple[Array, Array]], weights: Array, overhead: f
             cost = best[first] + overhead + (stop - first) * float(weights @ area)
             if cost < best[stop]:
                 best[stop], cut[stop] = cost, first
-    runs, stop = [], count
-    while stop:
-        runs.append(range(int(cut[stop]), stop))
-        stop = int(cut[stop])
-    return runs[::-1]
+    return _runs(cut)
 
 
 def _interleave(y: int, x: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from lark import Lark, Token, Tree, UnexpectedToken
 from lark.lexer import Lexer
 
+from krypton.cache import cache_folder
 from krypton.errors import ParserError
 from krypton.sql.lexemes import Lexeme, closing, keyword_form, word
 from krypton.sql.mistakes import expect, mistake, quote, suggest
@@ -73,8 +74,14 @@ class _NoLexer(Lexer):
 
 @functools.cache
 def machine() -> Lark:
-    """The LALR machine of grammar.lark, built at the first statement."""
-    return Lark.open("grammar.lark", rel_to=__file__, parser="lalr", lexer=_NoLexer, propagate_positions=True)
+    """The LALR machine of grammar.lark, built at the first statement. Its tables are kept: they take longer than most plans."""
+    folder, kept = cache_folder(), True
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        kept = False
+    cache = str(folder / "grammar.tables") if kept else False  # Lark makes them anew when grammar or Lark have changed
+    return Lark.open("grammar.lark", rel_to=__file__, parser="lalr", lexer=_NoLexer, propagate_positions=True, cache=cache)
 
 
 @functools.cache

@@ -40,6 +40,12 @@ def started(plan: QueryPlan, name: str = "residual", **options: object) -> Execu
     return execute(plan, *image_and_fill(), weights=captured_model(name).weights, **options)  # type: ignore[arg-type]
 
 
+def gathered(run: Execution) -> Tensor:
+    """The logits (n, K) of all occlusions, in the query's order."""
+    batches = list(run)
+    return torch.cat([batch.logits for batch in batches])[torch.cat([batch.indices for batch in batches]).argsort()]
+
+
 def test_batches_come_in_the_order_of_tiles_and_are_complete() -> None:
     plan = planned(tiling=PAIRS)
     assert plan.tensor is not None
@@ -422,3 +428,25 @@ def test_a_patch_as_large_as_the_image_is_exact() -> None:
     check_exact(
         model("inception"), *image_and_fill(), Grid(IMAGE[1:], IMAGE[1:], (1, 1)), {"disabled_rules": "full_when_cheaper"}
     )
+
+
+def test_occlusions_that_change_nothing_cost_nothing() -> None:
+    """Where the fill equals the image the answer is the base's, to the bit; patches half over it are exact as all others."""
+    plan = planned(tiling=PAIRS)
+    image, fill = image_and_fill()
+    image = image.clone()
+    image[:, :, : image.shape[2] // 2] = fill[:, :, : image.shape[2] // 2]
+    run = execute(plan, image, fill, weights=captured_model("residual").weights)
+    assert run.trimmed
+    logits = gathered(run)
+    Oracle(model("residual"), image, fill, GRID).judge(logits)
+    boxes = GRID.rectangles().reshape(-1, 4)
+    unchanged = boxes[:, 1] + boxes[:, 3] <= image.shape[2] // 2
+    assert unchanged.any()
+    assert torch.equal(logits[unchanged], run.base_logits.expand(int(unchanged.sum()), -1))
+
+
+def test_an_occlusion_of_what_is_there_already_is_no_change_at_all() -> None:
+    image, _ = image_and_fill()
+    run = execute(planned(tiling=PAIRS), image, image, weights=captured_model("residual").weights)
+    assert torch.equal(gathered(run), run.base_logits.expand(GRID.count, -1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from support.judge import Oracle, check_exact, run_plan, settings_of
 from support.nets import SpecNet, Step
 from support.small import GRID, MODELS, captured_model, image_and_fill, model
@@ -66,3 +67,13 @@ def test_gates_with_one_reader_or_more_are_exact(readers: int, disabled: str) ->
     assert plan.tensor is not None
     deferred = any(node.kernel == "deferred" for node in plan.tensor.graph if node.op == "gate")
     assert deferred == (readers == 1 and not disabled and native.library() is not None)
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+def test_kernels_outlive_the_search_for_their_library() -> None:
+    """What was prepared before the compiled kernels are looked for anew runs as it did, gates left to their reader included."""
+    plan = planned("gated")
+    assert "deferred" in kernels_of(plan)
+    first = run_plan(plan, captured_model("gated"), *image_and_fill())
+    native.library.cache_clear()
+    assert torch.equal(first, run_plan(plan, captured_model("gated"), *image_and_fill()))

@@ -12,6 +12,7 @@ import torch
 from support.judge import check_exact, run_plan, settings_of
 from support.nets import SpecNet, Step
 
+from krypton.cache import cache_folder
 from krypton.errors import PlanError
 from krypton.ir.graph import Epilogue, Function, Node, Term
 from krypton.ir.occlusions import Grid
@@ -171,6 +172,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch: pytest.MonkeyPa
 def test_the_cache_lies_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("KRYPTON_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert native.cache_folder() == tmp_path / "krypton"
+    assert cache_folder() == tmp_path / "krypton"
     monkeypatch.setenv("KRYPTON_CACHE", os.fspath(tmp_path / "mine"))
-    assert native.cache_folder() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"

@@ -16,7 +16,7 @@ from krypton.ir.graph import Node
 from krypton.ir.occlusions import Grid
 from krypton.kernels import find, native
 from krypton.planner.calibration import calibrate, measure
-from krypton.planner.cost import kernel_costs
+from krypton.planner.cost import Pricing
 from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
 from krypton.planner.profile import DeviceProfile, KernelRate, Shape
@@ -63,10 +63,10 @@ def test_the_kernel_that_is_measured_fastest_is_ranked_first() -> None:
     box = Box(Interval(0, 14), Interval(0, 14))
     fast = {"direct": 1e8, "winograd_4": 1e6}
     profile = DeviceProfile(rates=tuple(KernelRate(name, LARGE, rate) for name, rate in fast.items()))
-    assert [cost.kernel for cost in kernel_costs(conv(), box, 16, profile)] == ["direct", "winograd_4"]
+    assert [cost.kernel for cost in Pricing(conv(), profile).kernels(box, 16)] == ["direct", "winograd_4"]
     fast = {"direct": 1e8, "winograd_4": 1e8}  # it makes fewer multiplications
     profile = DeviceProfile(rates=tuple(KernelRate(name, LARGE, rate) for name, rate in fast.items()))
-    assert [cost.kernel for cost in kernel_costs(conv(), box, 16, profile)] == ["winograd_4", "direct"]
+    assert [cost.kernel for cost in Pricing(conv(), profile).kernels(box, 16)] == ["winograd_4", "direct"]
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C++ compiler")

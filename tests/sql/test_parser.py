@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from krypton import sql
 from krypton.errors import ParserError
-from krypton.sql import ast
+from krypton.sql import ast, reading
 from krypton.sql.ast import (
     Calibrate,
     ClassAll,
@@ -673,3 +674,24 @@ def test_the_import_needs_neither_lark_nor_torch_nor_the_rest_of_krypton() -> No
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     modules = done.stdout.split()
     assert {name for name in modules if not name.startswith("krypton.sql")} == {"krypton.errors"}
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged", "occupied", "found"])
+def test_tables_of_the_grammar_are_kept_and_never_trusted_blindly(
+    state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Tables that are missing or damaged are made anew; without a place to keep them the grammar works all the same."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("KRYPTON_CACHE", str(folder))
+    tables = folder / "grammar.tables"
+    made = functools.partial(reading.machine.__wrapped__)
+    if state == "occupied":
+        folder.write_text("")
+    elif state != "missing":
+        made()
+        whole = tables.read_bytes()
+        tables.write_bytes(whole if state == "found" else whole[: len(whole) // 2])
+    monkeypatch.setattr(reading, "machine", functools.cache(made))
+    assert sql.parse("SHOW MODELS") == Show("models")
+    if state != "occupied":
+        assert tables.stat().st_size > 10_000

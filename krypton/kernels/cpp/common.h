@@ -68,7 +68,13 @@ struct Term : Source {
   const float *scale; // per channel, or null
 };
 
-constexpr i64 MOST_TERMS = 8, TERM_INTEGERS = 9, ENDING_INTEGERS = 19 + MOST_TERMS * TERM_INTEGERS;
+constexpr i64 MOST_TERMS = 8, TERM_INTEGERS = 9, ENDING_TERMS = 22, ENDING_INTEGERS = ENDING_TERMS + MOST_TERMS * TERM_INTEGERS;
+
+struct Rectangle {
+  i64 top, bottom, left, right;
+  i64 rows() const { return std::max<i64>(bottom - top, 0); }
+  i64 columns() const { return std::max<i64>(right - left, 0); }
+};
 
 // Pixels of one row, so many elements apart, that an elementwise function reads and writes.
 struct Strip {
@@ -82,8 +88,9 @@ struct Strip {
 void apply(i64 function, bool absolute, double p, double q, Strip strip);
 
 // What is done with the sum that a kernel computed: out = f(base + own*sum + terms) - f(base) on the field, which is given in
-// the coordinates of the output window; zero elsewhere in the window. Values of whole maps end `absolute`, without the
-// subtraction: their base holds the shifts of the channels, and its pixels and rows lie 0 apart.
+// the coordinates of the output window; zero elsewhere in the window. The field is that of all occlusions together; each has
+// one of its own inside, if `fields` is given, and the rest of its output is zero, too. Values of whole maps end `absolute`,
+// without the subtraction: their base holds the shifts of the channels, and its pixels and rows lie 0 apart.
 struct Ending {
   float *out;
   i64 batch, height, width, channels, out_batch, out_row, out_pixel;
@@ -92,13 +99,24 @@ struct Ending {
   i64 base_row, base_pixel, function, count;
   const float *own; // per channel, or null
   bool absolute;
+  i64 y0, x0;        // where the field starts in the output map
+  const i64 *fields; // of each occlusion (top, bottom, left, right) in the output map, or null
   double p, q;
   Term terms[MOST_TERMS];
 
   Ending(const i64 *a, double p, double q);
   i64 rows() const { return field[1] - field[0]; }
   i64 columns() const { return field[3] - field[2]; }
-  // Zero the window's margins outside the field.
+  // The field of one occlusion, in coordinates of the field.
+  Rectangle own_field(i64 n) const {
+    if (!fields)
+      return {0, rows(), 0, columns()};
+    const i64 *f = fields + 4 * n;
+    return {std::max<i64>(f[0] - y0, 0), std::min(f[1] - y0, rows()), std::max<i64>(f[2] - x0, 0), std::min(f[3] - x0, columns())};
+  }
+  // Zero what a row of the window (window coordinates) has outside the occlusion's field; is there anything inside?
+  bool open_row(i64 n, i64 y, const Rectangle &inside) const;
+  // Zero the window outside the occlusions' fields.
   void clear_margins() const;
   // Pixels [from, to) of row y of the field (field coordinates), channels [first, last), for occlusion n. `sum` holds their
   // sums, `pitch` floats a pixel, and is overwritten.

@@ -2,6 +2,8 @@
 
 #include "gemm.h"
 
+#include <vector>
+
 namespace {
 
 constexpr i64 BLOCK = 12 * ROWS; // output pixels worked on together at most
@@ -28,9 +30,15 @@ struct Part {
 };
 constexpr i64 MOST_PARTS = 128;
 
-// The order in which output pixels are worked on. Pixels of one row (column) of all occlusions together have the same taps
-// outside of the source, which need not be multiplied.
-enum Order : i64 { IMAGES, OUTPUT_ROWS, OUTPUT_COLUMNS };
+// What the lines of output pixels are that are worked on one after the other.
+enum Order : i64 { OUTPUT_ROWS, OUTPUT_COLUMNS };
+
+// Output pixels of one occlusion, next to each other along a row (column) of its field: from their number `start` on, up to the
+// next line's. `along` is the row (column), `from` where they begin in it.
+struct Line {
+  i64 start;
+  std::int32_t n, along, from;
+};
 
 struct Pixel {
   i64 n, y, x;
@@ -43,10 +51,13 @@ struct Convolution {
   i64 y0, x0; // where the field starts in the output map
   Format format;
   Beginning begin;
-  i64 batch, rows, columns; // of the field
+  const i64 *fields; // of the source of each occlusion (top, bottom, left, right), outside of which it is zero, or null
   Part parts[MOST_PARTS + 1];
   i64 part_count;
-  Order order = IMAGES;
+  Order order;
+  bool uneven; // do parts differ in the rows that they have?
+  const Line *lines = nullptr;
+  i64 line_count = 0;
 
   Convolution(const i64 *a, const Ending &e, double p, double q)
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
@@ -54,67 +65,85 @@ struct Convolution {
         pad_y(a[13]), pad_x(a[14]), dilation_y(a[15]), dilation_x(a[16]), channels(a[17]), y0(a[18]), x0(a[19]),
         format(static_cast<Format>(a[20])),
         begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q},
-        batch(e.batch), rows(e.rows()), columns(e.columns()) {
-    part_count = a[26];
+        fields(reinterpret_cast<const i64 *>(a[26])) {
+    part_count = a[27];
     for (i64 i = 0; i < part_count; ++i)
-      parts[i] = {a[27 + 3 * i], a[28 + 3 * i], a[29 + 3 * i]};
+      parts[i] = {a[28 + 3 * i], a[29 + 3 * i], a[30 + 3 * i]};
     parts[part_count] = {channels, 0, 0};
-    const Range all_y = taps_of_row(0, rows - 1), all_x = taps_of_column(0, columns - 1);
-    const auto shorter = [](Range some, Range all) { return some.first > all.first || some.last < all.last; };
-    const bool uneven = std::any_of(parts, parts + part_count, [&](const Part &part) { return part.bottom - part.top < rows; });
-    if (pointwise() && stride_y == 1 && uneven)
-      order = OUTPUT_ROWS;
-    else if (shorter(taps_of_row(0, 0), all_y) || shorter(taps_of_row(rows - 1, rows - 1), all_y))
-      order = OUTPUT_ROWS;
-    else if (kernel_y == 1 &&
-             (shorter(taps_of_column(0, 0), all_x) || shorter(taps_of_column(columns - 1, columns - 1), all_x)))
-      order = OUTPUT_COLUMNS;
+    uneven = std::any_of(parts, parts + part_count, [&](const Part &part) { return part.bottom - part.top < e.rows(); });
+    order = kernel_y == 1 && kernel_x > 1 ? OUTPUT_COLUMNS : OUTPUT_ROWS;
   }
 
   i64 taps() const { return kernel_y * kernel_x * channels; }
-  i64 pixels() const { return batch * rows * columns; }
+  i64 pixels() const { return lines[line_count].start; }
   bool pointwise() const { return kernel_y == 1 && kernel_x == 1; }
 
-  Pixel pixel(i64 index) const {
-    switch (order) {
-    case OUTPUT_ROWS:
-      return {index / columns % batch, index / (columns * batch), index % columns};
-    case OUTPUT_COLUMNS:
-      return {index / rows % batch, index % rows, index / (rows * batch)};
-    default:
-      return {index / (rows * columns), index / columns % rows, index % columns};
+  // The lines of all occlusions' own fields. Those that read the same taps inside the source lie together: taps outside of it need
+  // not be multiplied.
+  void arrange(const Ending &e, std::vector<Line> &room) {
+    static thread_local std::vector<Line> found;
+    static thread_local std::vector<std::int32_t> keys;
+    const bool by_columns = order == OUTPUT_COLUMNS, by_channels = pointwise() && uneven && stride_y == 1;
+    const i64 taps = by_columns ? kernel_x : kernel_y, all_keys = by_channels ? e.rows() : pointwise() ? 1 : (taps + 1) * (taps + 1);
+    static thread_local std::vector<i64> places;
+    places.assign(all_keys + 1, 0);
+    found.clear();
+    keys.clear();
+    for (i64 n = 0; n < e.batch; ++n) {
+      const Rectangle own = e.own_field(n);
+      const i64 first = by_columns ? own.left : own.top, last = by_columns ? own.right : own.bottom;
+      const i64 from = by_columns ? own.top : own.left, count = by_columns ? own.rows() : own.columns();
+      for (i64 along = first; along < last && count; ++along) {
+        i64 key = by_channels ? along : 0;
+        if (!pointwise()) {
+          const Range r = by_columns ? taps_of_column(n, along) : taps_of_row(n, along);
+          key = r.first * (taps + 1) + taps - r.last;
+        }
+        ++places[key + 1];
+        found.push_back({count, static_cast<std::int32_t>(n), static_cast<std::int32_t>(along), static_cast<std::int32_t>(from)});
+        keys.push_back(static_cast<std::int32_t>(key));
+      }
     }
+    for (i64 key = 0; key < all_keys; ++key)
+      places[key + 1] += places[key];
+    room.resize(found.size() + 1);
+    for (std::size_t i = 0; i < found.size(); ++i)
+      room[places[keys[i]]++] = found[i];
+    room.back() = {0, 0, 0, 0};
+    i64 start = 0;
+    for (Line &line : room) { // until here `start` was the number of pixels
+      const i64 count = line.start;
+      line.start = start;
+      start += count;
+    }
+    lines = room.data();
+    line_count = static_cast<i64>(found.size());
   }
 
-  Pixel after(Pixel p) const {
-    i64 &inner = order == OUTPUT_COLUMNS ? p.y : p.x, &outer = order == OUTPUT_COLUMNS ? p.x : p.y;
-    if (++inner < (order == OUTPUT_COLUMNS ? rows : columns))
-      return p;
-    inner = 0;
-    i64 &second = order == IMAGES ? p.y : p.n, &third = order == IMAGES ? p.n : outer;
-    if (++second == (order == IMAGES ? rows : batch)) {
-      second = 0;
-      ++third;
-    }
-    return p;
+  // The line of an output pixel, by the pixel's number.
+  const Line *line_of(i64 index) const {
+    return std::upper_bound(lines, lines + line_count, index, [](i64 i, const Line &line) { return i < line.start; }) - 1;
+  }
+
+  Pixel pixel(const Line *line, i64 index) const {
+    const i64 at = line->from + index - line->start;
+    return order == OUTPUT_COLUMNS ? Pixel{line->n, at, line->along} : Pixel{line->n, line->along, at};
   }
 
   // Elements of the window, in order (kernel row, kernel column, channel), that any of these pixels reads inside the source.
   Range taps_of(i64 first, i64 last) const {
-    const i64 line = kernel_x * channels;
-    if (order == OUTPUT_ROWS && pointwise()) {
-      const i64 top = (y0 + pixel(first).y) * stride_y - pad_y, bottom = (y0 + pixel(last - 1).y) * stride_y - pad_y + 1;
-      return channels_of_rows(std::max(top, source.top), std::min(bottom, source.bottom));
+    if (pointwise() && !(uneven && stride_y == 1))
+      return {0, taps()};
+    Range all{taps(), 0};
+    for (const Line *line = line_of(first); line->start < last; ++line) {
+      const Range r = order == OUTPUT_COLUMNS ? taps_of_column(line->n, line->along) : taps_of_row(line->n, line->along);
+      const i64 row = y0 + line->along - pad_y; // of the source, where a pointwise convolution reads
+      const i64 step = order == OUTPUT_COLUMNS ? channels : kernel_x * channels;
+      const Range elements = pointwise() ? channels_of_row(row) : Range{r.first * step, r.last * step};
+      if (elements.first < elements.last)
+        all = {std::min(all.first, elements.first), std::max(all.last, elements.last)};
     }
-    if (order == OUTPUT_ROWS) {
-      const Range r = taps_of_row(pixel(first).y, pixel(last - 1).y);
-      return {r.first * line, r.last * line};
-    }
-    if (order == OUTPUT_COLUMNS) {
-      const Range r = taps_of_column(pixel(first).x, pixel(last - 1).x);
-      return {r.first * channels, r.last * channels};
-    }
-    return {0, taps()};
+    return all;
   }
 
   // Where the source has the first tap of a pixel, whether that is inside or not.
@@ -143,25 +172,29 @@ struct Convolution {
   }
 
 private:
-  // Channels that are not zero on all of these rows of the source.
-  Range channels_of_rows(i64 top, i64 bottom) const {
-    if (top >= bottom || !part_count)
-      return {0, top < bottom ? channels : 0};
+  // Channels that are not zero on a row of the source.
+  Range channels_of_row(i64 row) const {
+    if (row < source.top || row >= source.bottom)
+      return {0, 0};
     Range all{channels, 0};
     for (i64 i = 0; i < part_count; ++i)
-      if (parts[i].top < bottom && top < parts[i].bottom)
+      if (parts[i].top <= row && row < parts[i].bottom)
         all = {std::min(all.first, parts[i].channel), std::max(all.last, parts[i + 1].channel)};
     return all;
   }
 
-  // Kernel rows (columns) that some output row in [first, last] reads inside the source.
-  Range taps_of_row(i64 first, i64 last) const {
-    return {tap_at((y0 + last) * stride_y - pad_y, source.top, dilation_y, kernel_y),
-            tap_at((y0 + first) * stride_y - pad_y, source.bottom, dilation_y, kernel_y)};
+  // Kernel rows (columns) that an output row (column) of an occlusion reads inside its source.
+  Range taps_of_row(i64 n, i64 y) const {
+    const i64 start = (y0 + y) * stride_y - pad_y;
+    const i64 top = fields ? std::max(fields[4 * n], source.top) : source.top;
+    const i64 bottom = fields ? std::min(fields[4 * n + 1], source.bottom) : source.bottom;
+    return {tap_at(start, top, dilation_y, kernel_y), tap_at(start, bottom, dilation_y, kernel_y)};
   }
-  Range taps_of_column(i64 first, i64 last) const {
-    return {tap_at((x0 + last) * stride_x - pad_x, source.left, dilation_x, kernel_x),
-            tap_at((x0 + first) * stride_x - pad_x, source.right, dilation_x, kernel_x)};
+  Range taps_of_column(i64 n, i64 x) const {
+    const i64 start = (x0 + x) * stride_x - pad_x;
+    const i64 left = fields ? std::max(fields[4 * n + 2], source.left) : source.left;
+    const i64 right = fields ? std::min(fields[4 * n + 3], source.right) : source.right;
+    return {tap_at(start, left, dilation_x, kernel_x), tap_at(start, right, dilation_x, kernel_x)};
   }
   // The first tap that reads at `edge` or beyond, when tap 0 reads at `start`.
   static i64 tap_at(i64 start, i64 edge, i64 dilation, i64 kernel) {
@@ -213,15 +246,18 @@ public:
   // Elements [from, from + count) of pixels [first, last).
   Ahead(const Convolution &c, i64 first, i64 last, i64 from, i64 count)
       : c_(c), from_(from), lines_(divide_up(count, 16)), total_(first < last ? (last - first) * lines_ : 0) {
-    if (total_)
-      pixel_ = c.pixel(first);
+    if (total_) {
+      index_ = first;
+      line_ = c.line_of(first);
+    }
   }
   // Be as far as `done` of `of` parts of the work.
   void fetch(i64 done, i64 of) {
     for (const i64 until = total_ * done / of; at_ < until; ++at_) {
       if (at_ % lines_ == 0) {
-        row_ = c_.corner(pixel_) + from_;
-        pixel_ = c_.after(pixel_);
+        row_ = c_.corner(c_.pixel(line_, index_)) + from_;
+        if (++index_ == line_[1].start)
+          ++line_;
       }
       __builtin_prefetch(row_ + at_ % lines_ * 16, 0, 2);
     }
@@ -229,9 +265,9 @@ public:
 
 private:
   const Convolution &c_;
-  Pixel pixel_{};
+  const Line *line_ = nullptr;
   const float *row_ = nullptr;
-  i64 from_, lines_, total_, at_ = 0;
+  i64 index_ = 0, from_, lines_, total_, at_ = 0;
 };
 
 // The sums of output pixels [first, last) of all occlusions and of columns [left, right), then their ending.
@@ -246,9 +282,12 @@ void convolve_block(const Convolution &c, const Ending &e, i64 first, i64 last, 
   const i64 blocks = divide_up(depth, DEPTH), block = divide_up(depth, blocks), panels = divide_up(right - left, WIDE);
   for (i64 begin = start; begin < start + depth; begin += block) {
     const i64 words = std::min(block, start + depth - begin);
-    Pixel p = c.pixel(first);
-    for (i64 i = 0; i < count; ++i, p = c.after(p))
-      c.gather(p, begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
+    const Line *line = c.line_of(first);
+    for (i64 i = 0; i < count; ++i) {
+      c.gather(c.pixel(line, first + i), begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
+      if (first + i + 1 == line[1].start)
+        ++line;
+    }
     const bool more = begin + words < start + depth;
     const i64 next = more ? begin + words : start, next_words = more ? std::min(block, start + depth - next) : block;
     const i64 later = first + omp_get_num_threads() * count; // where the thread goes on
@@ -268,11 +307,14 @@ void convolve_block(const Convolution &c, const Ending &e, i64 first, i64 last, 
       }
     }
   }
+  const Line *line = c.line_of(first);
   for (i64 at = first; at < last;) { // pixels that are neighbours in a row together
-    const Pixel p = c.pixel(at);
-    const i64 run = c.order == OUTPUT_COLUMNS ? 1 : std::min(c.columns - p.x, last - at);
+    const Pixel p = c.pixel(line, at);
+    const i64 run = c.order == OUTPUT_COLUMNS ? 1 : std::min(line[1].start, last) - at;
     e.finish(p.n, p.y, p.x, p.x + run, left, right, sum + (at - first) * pitch, pitch);
     at += run;
+    if (at == line[1].start)
+      ++line;
   }
 }
 
@@ -299,8 +341,12 @@ void krypton_convolution(const i64 *a, const double *parameters) {
   e.clear_margins();
   if (e.batch * e.rows() * e.columns() <= 0)
     return;
-  const Convolution c(a + ENDING_INTEGERS, e, parameters[2], parameters[3]);
+  Convolution c(a + ENDING_INTEGERS, e, parameters[2], parameters[3]);
+  static thread_local std::vector<Line> lines; // of the calling thread: queries may run side by side
+  c.arrange(e, lines);
   const i64 pixels = c.pixels();
+  if (!pixels)
+    return;
   const i64 threads = pixels * c.taps() * e.channels / 16 > SERIAL_BELOW ? omp_get_max_threads() : 1;
   // as many blocks as threads have to do, all of about one size
   const i64 most = std::clamp<i64>(SUMS / e.channels / ROWS * ROWS, ROWS, BLOCK);

@@ -65,24 +65,24 @@ struct Depthwise {
         weight(reinterpret_cast<const float *>(a[8])), kernel_y(a[9]), kernel_x(a[10]), stride_y(a[11]), stride_x(a[12]),
         pad_y(a[13]), pad_x(a[14]), dilation_y(a[15]), dilation_x(a[16]), y0(a[17]), x0(a[18]) {}
 
-  // sum[x][channel] of one line of outputs; `channels` floats a pixel. `zeros` are as many.
-  void line(i64 n, i64 y, i64 columns, i64 channels, float *sum, const float *zeros) const {
+  // sum[x][channel] of one line of outputs, from column `left` on; `channels` floats a pixel. `zeros` are as many.
+  void line(i64 n, i64 y, i64 left, i64 columns, i64 channels, float *sum, const float *zeros) const {
     const bool fits = kernel_y <= MOST_TAPS / 8 && kernel_x <= WIDEST && stride_x <= 2 && dilation_x == 1 && dilation_y == 1;
     if (channels >= LANES && fits && blocks.of[kernel_x][stride_x][1])
-      line_in_blocks(n, y, columns, channels, sum, zeros);
+      line_in_blocks(n, y, left, columns, channels, sum, zeros);
     else
-      line_of_pixels(n, y, columns, channels, sum);
+      line_of_pixels(n, y, left, columns, channels, sum);
   }
 
 private:
-  void line_in_blocks(i64 n, i64 y, i64 columns, i64 channels, float *sum, const float *zeros) const {
+  void line_in_blocks(i64 n, i64 y, i64 left, i64 columns, i64 channels, float *sum, const float *zeros) const {
     const i64 iy = (y0 + y) * stride_y - pad_y, first = std::clamp<i64>(source.top - iy, 0, kernel_y);
     const i64 rows = std::clamp<i64>(source.bottom - iy, first, kernel_y) - first, parts = divide_up(columns, MOST);
     const float *row = source.data + n * source.batch + (iy + first - source.top) * source.row;
     const float *in[MOST_TAPS / 8 * (MOST * 2 + WIDEST)];
     for (i64 part = 0; part < parts; ++part) {
       const i64 x = part * columns / parts, outputs = (part + 1) * columns / parts - x;
-      const i64 ix = (x0 + x) * stride_x - pad_x, width = (outputs - 1) * stride_x + kernel_x;
+      const i64 ix = (x0 + left + x) * stride_x - pad_x, width = (outputs - 1) * stride_x + kernel_x;
       for (i64 i = 0; i < rows; ++i)
         for (i64 j = 0; j < width; ++j) {
           const bool inside = ix + j >= source.left && ix + j < source.right;
@@ -92,12 +92,12 @@ private:
     }
   }
 
-  void line_of_pixels(i64 n, i64 y, i64 columns, i64 channels, float *sum) const {
+  void line_of_pixels(i64 n, i64 y, i64 left, i64 columns, i64 channels, float *sum) const {
     const float *inputs[MOST_TAPS], *weights[MOST_TAPS];
     for (i64 x = 0; x < columns; ++x) {
       int taps = 0;
       bool first = true;
-      const i64 iy = (y0 + y) * stride_y - pad_y, ix = (x0 + x) * stride_x - pad_x;
+      const i64 iy = (y0 + y) * stride_y - pad_y, ix = (x0 + left + x) * stride_x - pad_x;
       for (i64 ky = 0; ky < kernel_y; ++ky) {
         const i64 sy = iy + ky * dilation_y;
         if (sy < source.top || sy >= source.bottom)
@@ -164,8 +164,12 @@ void krypton_depthwise(const i64 *a, const double *parameters) {
     std::memset(zeros, 0, sizeof(float) * channels);
 #pragma omp for schedule(static)
     for (i64 line = 0; line < lines; ++line) {
-      d.line(line / e.rows(), line % e.rows(), columns, channels, sum, zeros);
-      e.finish(line / e.rows(), line % e.rows(), 0, columns, 0, channels, sum, channels);
+      const i64 n = line / e.rows(), y = line % e.rows();
+      const Rectangle own = e.own_field(n);
+      if (y < own.top || y >= own.bottom || !own.columns())
+        continue;
+      d.line(n, y, own.left, own.columns(), channels, sum, zeros);
+      e.finish(n, y, own.left, own.right, 0, channels, sum, channels);
     }
   }
 }

@@ -134,28 +134,31 @@ Ending::Ending(const i64 *a, double p, double q)
     : out(reinterpret_cast<float *>(a[0])), batch(a[1]), height(a[2]), width(a[3]), channels(a[4]), out_batch(a[5]),
       out_row(a[6]), out_pixel(a[7]), field{a[8], a[9], a[10], a[11]}, base(reinterpret_cast<const float *>(a[12])),
       base_row(a[13]), base_pixel(a[14]), function(a[15]), count(a[16]), own(reinterpret_cast<const float *>(a[17])),
-      absolute(a[18] != 0), p(p), q(q) {
+      absolute(a[18] != 0), y0(a[19]), x0(a[20]), fields(reinterpret_cast<const i64 *>(a[21])), p(p), q(q) {
   for (i64 t = 0; t < count; ++t) {
-    const i64 *b = a + 19 + TERM_INTEGERS * t;
+    const i64 *b = a + ENDING_TERMS + TERM_INTEGERS * t;
     static_cast<Source &>(terms[t]) = {reinterpret_cast<const float *>(b[0]), b[1], b[2], b[3], b[4], b[5], b[6], b[7]};
     terms[t].scale = reinterpret_cast<const float *>(b[8]);
   }
 }
 
+bool Ending::open_row(i64 n, i64 y, const Rectangle &inside) const {
+  float *row = out + n * out_batch + y * out_row;
+  if (y < field[0] + inside.top || y >= field[0] + inside.bottom || !inside.columns()) {
+    zero_pixels(row, out_pixel, 0, width, channels);
+    return false;
+  }
+  zero_pixels(row, out_pixel, 0, field[2] + inside.left, channels);
+  zero_pixels(row, out_pixel, field[2] + inside.right, width, channels);
+  return true;
+}
+
 void Ending::clear_margins() const {
-  if (field[0] == 0 && field[1] == height && field[2] == 0 && field[3] == width)
+  if (!fields && field[0] == 0 && field[1] == height && field[2] == 0 && field[3] == width)
     return;
 #pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_BELOW)
-  for (i64 line = 0; line < batch * height; ++line) {
-    const i64 y = line % height;
-    float *row = out + line / height * out_batch + y * out_row;
-    if (y < field[0] || y >= field[1]) {
-      zero_pixels(row, out_pixel, 0, width, channels);
-      continue;
-    }
-    zero_pixels(row, out_pixel, 0, field[2], channels);
-    zero_pixels(row, out_pixel, field[3], width, channels);
-  }
+  for (i64 line = 0; line < batch * height; ++line)
+    open_row(line / height, line % height, own_field(line / height));
 }
 
 void Ending::finish(i64 n, i64 y, i64 from, i64 to, i64 first, i64 last, float *sum, i64 pitch) const {
@@ -189,18 +192,16 @@ extern "C" {
 void krypton_combine(const i64 *a, const double *parameters) {
   const double p = parameters[0], q = parameters[1];
   const Ending e(a, p, q);
-  const i64 top = e.field[0], bottom = e.field[1], left = e.field[2], right = e.field[3], channels = e.channels;
+  const i64 channels = e.channels;
 #pragma omp parallel for schedule(static) if (e.batch * e.height * e.width * channels > SERIAL_BELOW)
   for (i64 line = 0; line < e.batch * e.height; ++line) {
     const i64 n = line / e.height, y = line % e.height;
-    float *row = e.out + n * e.out_batch + y * e.out_row;
-    if (y < top || y >= bottom) {
-      zero_pixels(row, e.out_pixel, 0, e.width, channels);
+    const Rectangle inside = e.own_field(n);
+    if (!e.open_row(n, y, inside))
       continue;
-    }
-    zero_pixels(row, e.out_pixel, 0, left, channels);
-    zero_pixels(row, e.out_pixel, right, e.width, channels);
-    const float *base = e.base + (y - top) * e.base_row;
+    float *row = e.out + n * e.out_batch + y * e.out_row;
+    const i64 left = e.field[2] + inside.left, right = e.field[2] + inside.right;
+    const float *base = e.base + (y - e.field[0]) * e.base_row + inside.left * e.base_pixel;
     const Term &only = e.terms[0];
     if ((e.function || e.absolute) && e.count == 1 && y >= only.top && y < only.bottom && only.left <= left && right <= only.right) {
       // one summand is the common case: everything in one pass

@@ -1,4 +1,4 @@
-// Pooling of deltas. Both kernels write zero in the output window outside the field.
+// Pooling of deltas. Both kernels write zero in the output window outside the field, or outside each occlusion's own field.
 
 #include "common.h"
 
@@ -6,7 +6,7 @@ namespace {
 
 // Zero what a row of the output window has outside the field (top, bottom, left, right); is there anything inside?
 bool open_row(float *row, i64 pixel, i64 y, i64 x0, i64 width, i64 channels, const i64 *field) {
-  if (y < field[0] || y >= field[1]) {
+  if (y < field[0] || y >= field[1] || field[2] >= field[3]) {
     zero_pixels(row, pixel, 0, width, channels);
     return false;
   }
@@ -34,13 +34,14 @@ void krypton_max_pool(const i64 *a) {
   const i64 result_row = a[24], result_pixel = a[25];
   const i64 kernel_y = a[26], kernel_x = a[27], stride_y = a[28], stride_x = a[29], pad_y = a[30], pad_x = a[31];
   const i64 dilation_y = a[32], dilation_x = a[33];
-  const i64 field_left = a[36], field_right = a[37]; // its rows, a[34] and a[35], are open_row's
+  const i64 *field = a + 34, *fields = reinterpret_cast<const i64 *>(a[38]);
 #pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_BELOW)
   for (i64 line = 0; line < batch * height; ++line) {
     const i64 n = line / height, oy = y0 + line % height;
-    if (!open_row(out + n * out_batch + (oy - y0) * out_row, out_pixel, oy, x0, width, channels, a + 34))
+    const i64 *own = fields ? fields + 4 * n : field;
+    if (!open_row(out + n * out_batch + (oy - y0) * out_row, out_pixel, oy, x0, width, channels, own))
       continue;
-    for (i64 ox = field_left; ox < field_right; ++ox) {
+    for (i64 ox = own[2]; ox < own[3]; ++ox) {
       float *target = out + n * out_batch + (oy - y0) * out_row + (ox - x0) * out_pixel;
       bool any = false;
       for (i64 ky = 0; ky < kernel_y; ++ky) {
@@ -98,13 +99,14 @@ void krypton_avg_pool(const i64 *a) {
   const float *row_weight = reinterpret_cast<const float *>(a[18]);    // one for every row of the field
   const float *column_weight = reinterpret_cast<const float *>(a[19]); // one for every column of the field
   const i64 kernel_y = a[20], kernel_x = a[21], stride_y = a[22], stride_x = a[23], pad_y = a[24], pad_x = a[25];
-  const i64 field_left = a[28], field_right = a[29];
+  const i64 *field = a + 26, *fields = reinterpret_cast<const i64 *>(a[30]);
 #pragma omp parallel for schedule(static) if (batch * height * width * channels > SERIAL_BELOW)
   for (i64 line = 0; line < batch * height; ++line) {
     const i64 n = line / height, oy = y0 + line % height;
-    if (!open_row(out + n * out_batch + (oy - y0) * out_row, out_pixel, oy, x0, width, channels, a + 26))
+    const i64 *own = fields ? fields + 4 * n : field;
+    if (!open_row(out + n * out_batch + (oy - y0) * out_row, out_pixel, oy, x0, width, channels, own))
       continue;
-    for (i64 ox = field_left; ox < field_right; ++ox) {
+    for (i64 ox = own[2]; ox < own[3]; ++ox) {
       float *target = out + n * out_batch + (oy - y0) * out_row + (ox - x0) * out_pixel;
       std::memset(target, 0, sizeof(float) * channels);
       const i64 first_y = oy * stride_y - pad_y, first_x = ox * stride_x - pad_x;
@@ -117,7 +119,7 @@ void krypton_avg_pool(const i64 *a) {
           for (i64 c = 0; c < channels; ++c)
             target[c] += d[c];
         }
-      const float weight = row_weight[oy - a[26]] * column_weight[ox - field_left];
+      const float weight = row_weight[oy - field[0]] * column_weight[ox - field[2]];
 #pragma omp simd
       for (i64 c = 0; c < channels; ++c)
         target[c] *= weight;

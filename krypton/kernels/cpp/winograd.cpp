@@ -6,6 +6,8 @@
 
 #include "gemm.h"
 
+#include <vector>
+
 namespace {
 
 // The sum of numbers that the compiler knows times vectors; zeros cost nothing.
@@ -114,6 +116,11 @@ template <> struct Lines<1, 1> {
 
 constexpr i64 SUMS = 108 * 1024; // floats of one panel's sums at most: they stay in the second cache
 
+// A tile of outputs: its first one, in coordinates of the field.
+struct Tile {
+  i64 n, y, x;
+};
+
 // MY x MX outputs of a kernel of RY x RX taps at a time.
 template <int MY, int RY, int MX, int RX> struct Winograd {
   using Down = Lines<MY, RY>;
@@ -124,14 +131,24 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
   const float *packed; // (panel, point, channel, column), see krypton_winograd_pack
   i64 pad_y, pad_x, channels, y0, x0;
   Format format;
-  i64 per_word, words, tiles_y, tiles_x, blocks, depth; // a block is `depth` words of channels, of `words` in all
+  i64 per_word, words, blocks, depth; // a block is `depth` words of channels, of `words` in all
 
-  Winograd(const i64 *a, const Ending &e)
+  explicit Winograd(const i64 *a)
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
         packed(reinterpret_cast<const float *>(a[8])), pad_y(a[9]), pad_x(a[10]), channels(a[11]), y0(a[12]), x0(a[13]),
         format(static_cast<Format>(a[18])), per_word(format == PAIRS ? 2 : 1), words(divide_up(channels, per_word)),
-        tiles_y(divide_up(e.rows(), MY)), tiles_x(divide_up(e.columns(), MX)), blocks(divide_up(words, DEPTH)),
-        depth(divide_up(words, blocks)) {}
+        blocks(divide_up(words, DEPTH)), depth(divide_up(words, blocks)) {}
+
+  // Tiles that cover the occlusions' own fields.
+  static void cover(const Ending &e, std::vector<Tile> &tiles) {
+    tiles.clear();
+    for (i64 n = 0; n < e.batch; ++n) {
+      const Rectangle own = e.own_field(n);
+      for (i64 y = own.top; y < own.bottom; y += MY)
+        for (i64 x = own.left; x < own.right; x += MX)
+          tiles.push_back({n, y, x});
+    }
+  }
 
   // Where the transformed inputs of a point, block of channels and tile are kept.
   template <class T> T *at(T *v, i64 point, i64 block, i64 tile, i64 tiles) const {
@@ -139,10 +156,10 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
   }
 
   // Transform one tile's inputs, vector of channels by vector.
-  void transform_input(i64 n, i64 ty, i64 tx, float *v, i64 tile, i64 tiles) const {
+  void transform_input(const Tile &t, float *v, i64 tile, i64 tiles) const {
     const Source &s = source;
-    const i64 iy = y0 + ty * MY - pad_y, ix = x0 + tx * MX - pad_x;
-    const float *corner = s.data + n * s.batch + (iy - s.top) * s.row + (ix - s.left) * s.pixel;
+    const i64 iy = y0 + t.y - pad_y, ix = x0 + t.x - pad_x;
+    const float *corner = s.data + t.n * s.batch + (iy - s.top) * s.row + (ix - s.left) * s.pixel;
     const int top = std::clamp<i64>(s.top - iy, 0, HIGH), bottom = std::clamp<i64>(s.bottom - iy, top, HIGH);
     const int left = std::clamp<i64>(s.left - ix, 0, BROAD), right = std::clamp<i64>(s.right - ix, left, BROAD);
     for (i64 block = 0; block < blocks; ++block) {
@@ -177,8 +194,8 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
     return v;
   }
 
-  // Products and output transform of one panel of columns, for tiles [from, to) of the `tiles` in v, the first being tile `first`.
-  void panel(const Ending &e, i64 column, const float *v, i64 first, i64 from, i64 to, i64 tiles, float *sums) const {
+  // Products and output transform of one panel of columns, for tiles [from, to) of the `tiles` in v, which are those in `of`.
+  void panel(const Ending &e, i64 column, const float *v, const Tile *of, i64 from, i64 to, i64 tiles, float *sums) const {
     const i64 wide = panel_width(column, e.channels), count = to - from, last = std::min(column + wide, e.channels);
     const float *b = packed + column * words * POINTS;
     const i64 share = divide_up(wide * ROWS, count);
@@ -193,15 +210,15 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
                         b + k * wide + row / ROWS * share * k, share);
         b += k * wide;
       }
-    const i64 per_image = tiles_y * tiles_x;
     float lines[MY][MX * WIDE];
     for (i64 t = 0; t < count; ++t) {
-      const i64 index = first + from + t, n = index / per_image, ty = index % per_image / tiles_x, tx = index % tiles_x;
+      const Tile &tile = of[from + t];
+      const Rectangle own = e.own_field(tile.n);
       for (i64 j = 0; j < wide; j += LANES)
         transform_output(sums + t * wide + j, count * wide, lines, wide, j);
-      const i64 x1 = std::min((tx + 1) * MX, e.columns());
-      for (i64 y = ty * MY; y < std::min((ty + 1) * MY, e.rows()); ++y)
-        e.finish(n, y, tx * MX, x1, column, last, lines[y - ty * MY], wide);
+      const i64 x1 = std::min(tile.x + MX, own.right);
+      for (i64 y = tile.y; y < std::min(tile.y + MY, own.bottom); ++y)
+        e.finish(tile.n, y, tile.x, x1, column, last, lines[y - tile.y], wide);
     }
   }
 
@@ -226,9 +243,12 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
 
   static void convolve(const i64 *a, const double *parameters) {
     const Ending e(a, parameters[0], parameters[1]);
-    const Winograd w(a + ENDING_INTEGERS, e);
+    const Winograd w(a + ENDING_INTEGERS);
     e.clear_margins();
-    const i64 per_image = w.tiles_y * w.tiles_x, all = e.batch * per_image;
+    static thread_local std::vector<Tile> list; // as `shared` below
+    cover(e, list);
+    const Tile *of = list.data();
+    const i64 all = static_cast<i64>(list.size());
     if (all <= 0)
       return;
     // tiles worked on together, so many that weights are read seldom, and so few that their sums stay in the cache
@@ -244,10 +264,8 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
       for (i64 first = 0; first < all; first += chunk) {
         const i64 tiles = std::min(chunk, all - first);
 #pragma omp for schedule(static)
-        for (i64 t = 0; t < tiles; ++t) {
-          const i64 index = first + t;
-          w.transform_input(index / per_image, index % per_image / w.tiles_x, index % w.tiles_x, v, t, tiles);
-        }
+        for (i64 t = 0; t < tiles; ++t)
+          w.transform_input(of[first + t], v, t, tiles);
         // panels that do not go round evenly are cut into parts
         const i64 parts = panels % threads && panels < 8 * threads ? std::min(threads, divide_up(tiles, ROWS)) : 1;
         const i64 part = round_up(divide_up(tiles, parts), ROWS);
@@ -255,7 +273,7 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
         for (i64 panel = 0; panel < panels; ++panel)
           for (i64 i = 0; i < parts; ++i)
             if (i * part < tiles)
-              w.panel(e, panel * WIDE, v, first, i * part, std::min((i + 1) * part, tiles), tiles, sums);
+              w.panel(e, panel * WIDE, v, of + first, i * part, std::min((i + 1) * part, tiles), tiles, sums);
       }
     }
   }

@@ -9,12 +9,11 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 from krypton.errors import PlanError, unknown
-from krypton.ir.delta import Box
 from krypton.ir.graph import Node
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import KERNELS, able, choose, find
 from krypton.kernels.whole import able_whole
-from krypton.planner.cost import kernel_costs, whole_box
+from krypton.planner.cost import Extent, Pricing, sizes, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
 from krypton.planner.tiles import sample
@@ -33,8 +32,7 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
             return replace(node, kernel=_whole(node, tensor.head_batch, wanted, context))
         if node.mode not in ("delta", "project"):
             return node
-        boxes = Counter((fields.box(node, tile.rows, tile.columns), len(tile.indices)) for tile in tiles)
-        ranked = rank(node, boxes, context, exact=not context.settings["tolerance"])
+        ranked = rank(node, sizes(fields, node, tiles), context, exact=not context.settings["tolerance"])
         if len(ranked) > 1:
             alternatives[node.id] = tuple(ranked)
         ranked = [(name, ms) for name, ms in ranked if find(node.op, name).exact]
@@ -47,12 +45,13 @@ def choose_kernel(plan: QueryPlan, context: Context) -> QueryPlan:
     return replace(changed, tensor=replace(tensor_plan(changed), alternatives=alternatives))
 
 
-def rank(node: Node, boxes: Counter[tuple[Box, int]], context: Context, *, exact: bool) -> list[tuple[str, float]]:
-    """(kernel, milliseconds per occlusion) of all that can run a node, the fastest first; boxes with their batches."""
+def rank(node: Node, extents: Counter[Extent], context: Context, *, exact: bool) -> list[tuple[str, float]]:
+    """(kernel, milliseconds per occlusion) of all that can run a node, the fastest first."""
     totals: dict[str, float] = defaultdict(float)
-    for (box, batch), count in boxes.items():
-        for cost in kernel_costs(node, box, batch, context.profile, context.device, exact=exact):
-            totals[cost.kernel] += cost.milliseconds * count / boxes.total()
+    pricing = Pricing(node, context.profile, context.device, exact=exact)
+    for (box, own, batch), count in extents.items():
+        for cost in pricing.kernels(box, batch, own):
+            totals[cost.kernel] += cost.milliseconds * count / extents.total()
     return sorted(totals.items(), key=lambda item: item[1])
 
 
@@ -61,7 +60,7 @@ def _whole(node: Node, batch: int, wanted: tuple[str, ...], context: Context) ->
     names = [kernel.name for kernel in able_whole(node, context.device)]
     if "reference" in wanted or not names:
         return ""
-    ranked = rank(node, Counter({(whole_box(node), batch): 1}), context, exact=True)
+    ranked = rank(node, Counter({Extent(whole_box(node), whole_box(node), batch): 1}), context, exact=True)
     best = [name for name in (*wanted, *(name for name, _ in ranked)) if name in names]
     return (best or names)[0]
 

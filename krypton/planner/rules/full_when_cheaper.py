@@ -12,7 +12,7 @@ import networkx as nx
 
 from krypton.ir.graph import Graph
 from krypton.ir.plan import QueryPlan
-from krypton.planner.cost import node_cost, plan_costs, whole_box
+from krypton.planner.cost import Pricing, plan_costs, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
 from krypton.planner.rules.project_when_opaque import insert_projections
@@ -30,7 +30,7 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
     tiles = sample(even_tiling(plan.occlusions).tiles(plan.occlusions), 9)
     delta = plan_costs(graph, Fields(graph), tiles, BATCH, context.profile, context.device)
     full = {
-        n.id: node_cost(replace(n, mode="full"), whole_box(n), BATCH, context.profile, context.device).milliseconds
+        n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), BATCH).milliseconds
         for n in graph
     }
     best, cut = sum(cost.milliseconds for cost in delta.values()) * GAIN, None
