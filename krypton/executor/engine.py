@@ -47,7 +47,8 @@ class Engine(Protocol):
 
     `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
     exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
-    early when the run is cancelled. `trimmed`: were occlusions left out or made smaller, because the fill equals the image there?
+    early when the run is cancelled. `trimmed`: were occlusions left out or made smaller, because the fill equals the image
+    there?
     """
 
     base_logits: Tensor

@@ -116,9 +116,7 @@ class _Load:
         spilled = np.maximum(pixels * self.bytes_per_pixel[:, None, None] - self.profile.cache_bytes, 0.0)
         arithmetic = float(np.einsum("n,nrc->", self.per_pixel, pixels))
         total: float = (
-            arithmetic
-            + float(spilled.sum()) / self.profile.bytes_per_ms
-            + self.overhead * pixels.shape[1] * pixels.shape[2]
+            arithmetic + float(spilled.sum()) / self.profile.bytes_per_ms + self.overhead * pixels.shape[1] * pixels.shape[2]
         )
         return total
 
