@@ -42,18 +42,24 @@ class Batch:
     stage: StageKind | None = None
 
 
+@dataclass
+class Seen:
+    """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there."""
+
+    trimmed: bool = False
+
+
 class Engine(Protocol):
     """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any.
 
     `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
     exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
-    early when the run is cancelled. `trimmed`: were occlusions left out or made smaller, because the fill equals the image
-    there?
+    early when the run is cancelled.
     """
 
     base_logits: Tensor
     precision: Precision | None
-    trimmed: bool
+    seen: Seen
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]: ...
     def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]: ...
@@ -64,10 +70,10 @@ class NaiveEngine:
     """The model itself on occluded images."""
 
     precision: Precision | None = None
-    trimmed = False
 
     def __init__(self, module: nn.Module, occluder: Occluder, batch: int, cancelled: Callable[[], bool] | None) -> None:
         self._module, self._occluder, self._batch, self._cancelled = module, occluder, batch, cancelled
+        self.seen = Seen()
         self.base_logits = naive_logits(module, occluder.image[None])[0].cpu()
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
@@ -101,7 +107,7 @@ class TensorEngine:
         self._weights, self._occluder, self._device = weights, occluder, torch.device(plan.device)
         self._actual, self._cancelled, self._settings = actual, cancelled, settings
         self._profile = profile or DeviceProfile()
-        self._tensor, self.precision, self.trimmed = plan.tensor, None, False
+        self._tensor, self.precision, self.seen = plan.tensor, None, Seen()
         every = plan.tensor.tiling.tiles(plan.occlusions)
         self._program = self._compile(plan.tensor)
         self.base_logits = self._program.prepare(occluder.image, every if plan.tensor.tolerance else tiles).cpu()
@@ -118,7 +124,7 @@ class TensorEngine:
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
         program = self._exact_program if exact and not self.exact else self._program
         asked, (tiles, unchanged) = list(tiles), self._occluder.trimmed(tiles)
-        self.trimmed = self.trimmed or tiles != asked
+        self.seen.trimmed = self.seen.trimmed or tiles != asked
         if unchanged:
             yield Batch(torch.tensor(unchanged), self.base_logits.expand(len(unchanged), -1))
         for batch in tile_batches(program, program.plan, self._occluder, tiles):

@@ -43,7 +43,7 @@ class Execution:
         self.base_logits = engine.base_logits
         self.actual = actual
         self.precision = engine.precision
-        self._engine = engine
+        self._seen = engine.seen
         self._batches = batches
         self._spent = time.perf_counter() - started
 
@@ -53,8 +53,8 @@ class Execution:
 
     @property
     def trimmed(self) -> bool:
-        """Were occlusions left out or made smaller, because the fill equals the image there?"""
-        return self._engine.trimmed
+        """Were occlusions left out or made smaller so far, because the fill equals the image there?"""
+        return self._seen.trimmed
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -182,6 +182,8 @@ class Program:
         value = operator_of(node).delta(node, inputs, running)
         if isinstance(value, Delta):
             value.fields = running.own_fields(node)
+            if node.cuts and node.id not in self.fused:
+                running.clear_outside(value)
         if self._debug and isinstance(value, Delta):
             running.record(node, value)
         return value

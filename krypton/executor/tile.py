@@ -67,6 +67,15 @@ class RunningTile:
         shape = (self.batch, channels, window.rows.size, window.columns.size)
         return torch.empty(shape, device=self.device, memory_format=torch.channels_last)
 
+    def clear_outside(self, delta: Delta) -> None:
+        """Make a delta zero outside the occlusions' own fields. Those of uncut nodes are so by themselves, but for rounding."""
+        assert delta.fields is not None
+        inside = []
+        for first, places in ((0, delta.rows), (2, delta.columns)):
+            place = torch.arange(*places, device=self.device)
+            inside.append((place >= delta.fields[:, first, None]) & (place < delta.fields[:, first + 1, None]))
+        delta.data.mul_((inside[0][:, None, :, None] & inside[1][:, None, None, :]).to(delta.data.dtype))
+
     def free(self, node_id: int) -> None:
         self._buffers.pop(node_id, None)
 

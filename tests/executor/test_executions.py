@@ -437,8 +437,8 @@ def test_occlusions_that_change_nothing_cost_nothing() -> None:
     image = image.clone()
     image[:, :, : image.shape[2] // 2] = fill[:, :, : image.shape[2] // 2]
     run = execute(plan, image, fill, weights=captured_model("residual").weights)
-    assert run.trimmed
     logits = gathered(run)
+    assert run.trimmed
     Oracle(model("residual"), image, fill, GRID).judge(logits)
     boxes = GRID.rectangles().reshape(-1, 4)
     unchanged = boxes[:, 1] + boxes[:, 3] <= image.shape[2] // 2

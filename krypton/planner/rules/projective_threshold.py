@@ -2,7 +2,7 @@
 
 The papers' projective field thresholding (equations 30 to 36): far from the projection deltas are small, and what is
 cut reverts to the base values. Along each axis of each windowed operator at most max(1, round(tau·O)) of O places are kept for
-an occlusion, and for a tile the hull of what is kept for its occlusions.
+an occlusion; the box of a tile is the hull of what is kept for its occlusions.
 """
 
 from __future__ import annotations
