@@ -111,7 +111,13 @@ def photo(size: int) -> Tensor:
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
+GOLDEN = (5**0.5 - 1) / 2
+
+
 def even(items: Sequence[T], count: int) -> list[T]:
-    """So many items, evenly drawn from the whole sequence."""
+    """So many items, one from each of as many equal parts of the sequence, at places that follow no period.
+
+    Tiles are listed row by row: equal steps could land in the same column every time, and that at the border.
+    """
     count = min(count, len(items))
-    return [items[int((i + 0.5) * len(items) / count)] for i in range(count)]
+    return [items[int((i + (0.5 + i * GOLDEN) % 1) * len(items) / count)] for i in range(count)]

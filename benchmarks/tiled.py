@@ -55,8 +55,8 @@ class Tiled:
         return torch.cat([run.base_logits[None], torch.cat([batch.logits for batch in batches])[order]]).softmax(1)
 
     def round(self, turn: int) -> float:
-        """Milliseconds per position of the round's tiles."""
-        tiles = self.tiles[turn % self.rounds :: self.rounds]
+        """Milliseconds per position of the round's tiles; all of them where there are fewer than rounds."""
+        tiles = self.tiles[turn % self.rounds :: self.rounds] or self.tiles
         run, setup = timed(lambda: self._execute(tiles))
         seconds = clocked(lambda: list(run))
         self.setups.append(setup)
