@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,13 +112,11 @@ def photo(size: int) -> Tensor:
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
-GOLDEN = (5**0.5 - 1) / 2
-
-
 def even(items: Sequence[T], count: int) -> list[T]:
-    """So many items, one from each of as many equal parts of the sequence, at places that follow no period.
+    """So many items, one from each of as many equal parts of the sequence, at random places, the same ones every time.
 
     Tiles are listed row by row: equal steps could land in the same column every time, and that at the border.
     """
     count = min(count, len(items))
-    return [items[int((i + (0.5 + i * GOLDEN) % 1) * len(items) / count)] for i in range(count)]
+    draw = random.Random(0)
+    return [items[int((i + draw.random()) * len(items) / count)] for i in range(count)]

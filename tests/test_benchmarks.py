@@ -75,7 +75,7 @@ def test_even_draws_from_everywhere() -> None:
     assert [place // 25 for place in even(range(100), 4)] == [0, 1, 2, 3]
     assert even(range(3), 5) == [0, 1, 2]
     columns = [place % 64 for place in even(range(64 * 64), 8)]  # of as many tiles, listed row by row
-    assert len({column // 16 for column in columns}) == 4
+    assert len(set(columns)) > 5  # not the same column every time
 
 
 class Clock:
