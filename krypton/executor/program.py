@@ -29,7 +29,10 @@ from krypton.kernels import DEFERRED, Kernel, choose, find
 from krypton.kernels.registry import Runner
 from krypton.operators.base import Value, ViewKey, channels_last, operator_of
 from krypton.planner.fields import Fields
-from krypton.planner.whole import WholeBatch, last_uses, run_nodes
+from krypton.planner.whole import WholeBatch, run_nodes
+
+LEAST_TURNS = 4
+"""Occlusions per thread from which on chains run as such: with fewer, threads would wait for each other."""
 
 
 class StopExecutionError(Exception):
@@ -67,7 +70,8 @@ class Program:
         self._trunk = [n for n in self.graph if n.mode in ("delta", "project") and n.op != "image"]
         self._head = _ancestors_of_output(plan)
         self._crossing = _crossing(plan)
-        self._last = last_uses(self._trunk)
+        self._steps = _steps(plan, self._trunk, chained=not debug and meter is None)
+        self._last = {source: place for place, step in enumerate(self._steps) for node in step for source in node.inputs}
         self.fused: set[int] = set()
         self.kernels, self.combines = self._build_kernels()
         self._head_kernels = build_head_kernels(plan.graph, weights)
@@ -149,25 +153,49 @@ class Program:
         change = running.stored(image, occluder.delta(tile))
         values: dict[int, Value] = {image.id: change}
         results: dict[int, Tensor] = {}
-        for place, node in enumerate(self._trunk):
+        for place, step in enumerate(self._steps):
             self._check()
-            started = time.perf_counter()
-            value = self._step(node, [values.get(source) for source in node.inputs], running)
-            if self._meter is not None and isinstance(value, Delta):
-                self._meter.note(node, value, tile)
-            if self._actual is not None:
-                self._actual[node.id] = self._actual.get(node.id, 0.0) + (time.perf_counter() - started) * 1e3
-            values[node.id] = value
-            if node.id in self._crossing:
-                assert isinstance(value, Tensor)
-                results[node.id] = value
-            for source in set(node.inputs):
+            if len(step) > 1 and running.batch >= LEAST_TURNS * torch.get_num_threads():
+                self._run_chain(step, values, running)
+            else:
+                for node in step:
+                    self._run(node, values, running, tile)
+            for node in step:
+                if node.id in self._crossing:
+                    value = values[node.id]
+                    assert isinstance(value, Tensor)
+                    results[node.id] = value
+            for source in {source for node in step for source in node.inputs}:
                 if self._last.get(source) == place:
                     values.pop(source, None)
                     running.free(source)
         if self._debug:
             self._compare(occluder, tile, running)
         return results
+
+    def _run(self, node: Node, values: dict[int, Value], running: RunningTile, tile: OcclusionTile) -> None:
+        started = time.perf_counter()
+        value = values[node.id] = self._step(node, [values.get(source) for source in node.inputs], running)
+        if self._meter is not None and isinstance(value, Delta):
+            self._meter.note(node, value, tile)
+        self._took(node, time.perf_counter() - started)
+
+    def _run_chain(self, nodes: Sequence[Node], values: dict[int, Value], running: RunningTile) -> None:
+        """The nodes together, a few occlusions at a time."""
+        started = time.perf_counter()
+        linked: list[Node] = []
+        with running.chained(nodes) as chain:
+            for node in nodes:
+                values[node.id] = self._step(node, [values.get(source) for source in node.inputs], running)
+                linked += [node] * (len(chain) - len(linked))
+        spent = chain.run()
+        wall = (time.perf_counter() - started) / max(sum(spent), 1e-9)
+        for node, seconds in zip(linked, spent, strict=True):
+            self._took(node, seconds * wall)
+
+    def _took(self, node: Node, seconds: float) -> None:
+        if self._actual is not None:
+            self._actual[node.id] = self._actual.get(node.id, 0.0) + seconds * 1e3
 
     def _step(self, node: Node, inputs: list[Value], running: RunningTile) -> Value:
         if node.mode == "project" and all(value is None for value in inputs):
@@ -243,3 +271,12 @@ def _crossing(plan: TensorPlan) -> set[int]:
     sources = {node.id for node in plan.graph if node.mode == "project"}
     read = {source for node in plan.graph if node.mode == "full" for source in node.inputs}
     return (sources & read) | ({plan.graph.output} & sources)
+
+
+def _steps(plan: TensorPlan, trunk: Sequence[Node], *, chained: bool) -> list[tuple[Node, ...]]:
+    """The nodes of the trunk one by one; those of a chain together, at the place of its last."""
+    nodes = plan.graph.index()
+    chains = [tuple(nodes[node] for node in chain) for chain in plan.chains]
+    chains = [chain for chain in chains if chained and all(find("conv", n.kernel.split("+")[0]).chained for n in chain)]
+    inner, last = {node.id for chain in chains for node in chain[:-1]}, {chain[-1].id: chain for chain in chains}
+    return [last.get(node.id, (node,)) for node in trunk if node.id not in inner]

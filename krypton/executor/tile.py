@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from krypton.ir.delta import Box, Deferred, Delta
 from krypton.ir.graph import Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.weights import Reference
+from krypton.kernels.chain import Chain
 from krypton.operators.base import ViewKind
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class RunningTile:
         self._columns = program.fields.axis(1, tile.columns)
         self._own = program.own_fields.of(tile)
         self._buffers: dict[int, Tensor] = {}
+        self._chain: Chain | None = None
+        self._between: set[int] = set()  # nodes of the chain whose values are for the next one alone
 
     def field(self, node: Node) -> Box:
         return Box(self._rows[node.id].field, self._columns[node.id].field)
@@ -49,9 +53,23 @@ class RunningTile:
             if root not in self._buffers:
                 self._buffers[root] = self._empty(self._program.nodes[root].shape[0], window)
             buffer = self._buffers[root][:, start : start + node.shape[0]]
+        elif self._chain is not None and node.id in self._between:
+            buffer = self._chain.slot(node.shape[0], rows.size, columns.size)
         else:
             buffer = self._empty(node.shape[0], window)
         return Delta(buffer, rows.start, columns.start, self.field(node), fields=self.own_fields(node))
+
+    @contextlib.contextmanager
+    def chained(self, nodes: Sequence[Node]) -> Iterator[Chain]:
+        """Within this, the convolutions of these nodes are noted in a chain instead of running."""
+        between = nodes[:-1]
+        windows = [self._window(node) for node in between]
+        shapes = [(n.shape[0], w.rows.size, w.columns.size) for n, w in zip(between, windows, strict=True)]
+        self._chain, self._between = Chain(self.batch, shapes), {node.id for node in between}
+        try:
+            yield self._chain
+        finally:
+            self._chain, self._between = None, set()
 
     def own_fields(self, node: Node) -> Tensor:
         """(B, 4) int64: rows and columns of the field of each occlusion."""
@@ -102,7 +120,8 @@ class RunningTile:
             if term.input < 0 and term.scale:
                 own = self.weight(term.scale)
         target, field = self.target(node), self.field(node)
-        self.kernel(node)(target, field, source, own, terms, self._base(node, field))
+        chain = {} if self._chain is None else {"chain": self._chain}
+        self.kernel(node)(target, field, source, own, terms, self._base(node, field), **chain)
         return target
 
     def deferred(self, node: Node, source: Delta) -> Deferred:

@@ -12,7 +12,7 @@ from typing import Literal
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Occlusions, Tiling
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 ViewScope = Literal["batch", "query"]
 """How long base views live: recomputed for every batch, or shared by all occlusions of the query."""
@@ -47,7 +47,8 @@ class TensorPlan:
     kernels that can
     run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
     score changes that low precision may cause. `keep`: the share of the squared change, along each axis, that fields are to be
-    cut to once it is measured; 1: they are not.
+    cut to once it is measured; 1: they are not. `chains`: nodes, each the only reader of the one before, that run together, a
+    few occlusions at a time.
     """
 
     graph: Graph
@@ -59,6 +60,7 @@ class TensorPlan:
     alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     tolerance: float = 0.0
     keep: float = 1.0
+    chains: tuple[tuple[int, ...], ...] = ()
 
     @property
     def cut(self) -> bool:

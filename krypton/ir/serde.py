@@ -170,6 +170,7 @@ def _tensor_to_json(tensor: TensorPlan) -> Json:
         "costs": {str(node): asdict(cost) for node, cost in tensor.costs.items()},
         "tolerance": tensor.tolerance,
         "keep": tensor.keep,
+        "chains": [list(chain) for chain in tensor.chains],
         "alternatives": {str(node): [list(pair) for pair in pairs] for node, pairs in tensor.alternatives.items()},
     }
 
@@ -189,6 +190,7 @@ def _tensor_from_json(data: Json) -> TensorPlan:
         },
         tolerance=float(data["tolerance"]),
         keep=float(data["keep"]),
+        chains=tuple(tuple(int(node) for node in chain) for chain in data["chains"]),
         alternatives={
             int(node): tuple((str(name), float(ms)) for name, ms in pairs) for node, pairs in data["alternatives"].items()
         },

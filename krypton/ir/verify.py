@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import get_args
 
 from krypton.errors import PlanError
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid
-from krypton.ir.plan import QueryPlan, Stage, StageKind
+from krypton.ir.plan import QueryPlan, Stage, StageKind, TensorPlan
 
 MODES = {"full", "delta", "project", "once"}
 KINDS = {"naive", "exact", "approximate"}
@@ -55,11 +56,27 @@ def verify_plan(plan: QueryPlan) -> None:
                 raise PlanError(f"node %{node.id} ({node.op}, {node.mode}) cannot read %{source} in mode {modes[source]}")
     if modes[graph.output] == "delta":
         raise PlanError("the output must be whole")
+    _verify_chains(plan.tensor)
     indices = sorted(index for tile in plan.tensor.tiling.tiles(plan.occlusions) for index in tile.indices)
     if indices != list(range(plan.occlusions.count)):
         raise PlanError("the tiles do not hold every occlusion exactly once")
     if plan.tensor.head_batch < 1 or plan.batch < 1:
         raise PlanError("batches must hold at least one occlusion")
+
+
+def _verify_chains(tensor: TensorPlan) -> None:
+    """A chain's nodes are there once, and what is between them is read by nobody else."""
+    nodes, consumers = tensor.graph.index(), tensor.graph.consumers()
+    members = [node for chain in tensor.chains for node in chain]
+    if len(set(members)) < len(members) or not all(node in nodes and nodes[node].mode == "delta" for node in members):
+        raise PlanError("the nodes of chains are deltas, each in one chain")
+    for chain in tensor.chains:
+        for source, reader in pairwise(chain):
+            found = nodes[reader]
+            if consumers[source] != [found] or found.inputs.index(source) or source in found.inputs[1:]:
+                raise PlanError(f"%{source} is in a chain before %{reader}, which must be its only reader, and read it first")
+        if len(chain) < 2:
+            raise PlanError("a chain has two nodes at least")
 
 
 def _verify_stages(plan: QueryPlan) -> None:

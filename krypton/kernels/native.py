@@ -105,9 +105,9 @@ def _load(path: Path) -> ctypes.CDLL:
     integers, doubles = ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_double)
     for name in ("combine", "convolution", "winograd", "depthwise"):
         getattr(loaded, f"krypton_{name}").argtypes = [integers, doubles]
-    for name in ("max_pool", "avg_pool", "pack", "winograd_pack", "winograd_points"):
+    for name in ("max_pool", "avg_pool", "pack", "winograd_pack", "winograd_points", "chain"):
         getattr(loaded, f"krypton_{name}").argtypes = [integers]
-    for name in ("combine", "convolution", "winograd", "depthwise", "max_pool", "avg_pool", "pack", "winograd_pack"):
+    for name in ("combine", "convolution", "winograd", "depthwise", "max_pool", "avg_pool", "pack", "winograd_pack", "chain"):
         getattr(loaded, f"krypton_{name}").restype = None
     loaded.krypton_has_pairs.restype = loaded.krypton_winograd_points.restype = ctypes.c_int64
     return loaded

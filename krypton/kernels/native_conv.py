@@ -20,6 +20,7 @@ from krypton.ir.delta import Box, Deferred, Delta, Gated
 from krypton.ir.graph import Node
 from krypton.ir.weights import Reference
 from krypton.kernels import native
+from krypton.kernels.chain import Chain
 from krypton.kernels.native import Terms, fitting
 from krypton.kernels.registry import Kernel, Runner, register_kernel
 
@@ -94,12 +95,19 @@ def _weights_of(node: Node, weight: Weight) -> Tensor:
     return found
 
 
-def _runner(node: Node, call: Callable[..., None], describe: Describe, *, begins: bool = False) -> Runner:
-    """`begins`: does the compiled kernel take sources that are still to be activated, or gated?"""
+def _runner(node: Node, function: str, describe: Describe, *, begins: bool = False) -> Runner:
+    """`function` is the compiled one's name. `begins`: does it take sources that are still to be activated, or gated?"""
     ending, channels = native.Ending(node.function), node.attrs["in_channels"]
+    call = getattr(native.loaded(), f"krypton_{function}")
 
     def run(
-        target: Delta, field: Box, source: Delta | Deferred | Gated, own: Tensor | None, terms: Terms, base: Tensor | None
+        target: Delta,
+        field: Box,
+        source: Delta | Deferred | Gated,
+        own: Tensor | None,
+        terms: Terms,
+        base: Tensor | None,
+        chain: Chain | None = None,
     ) -> None:
         parameters, beginning = ending.parameters, [0, 0, 0, 0, 0]
         if isinstance(source, Deferred):
@@ -111,7 +119,11 @@ def _runner(node: Node, call: Callable[..., None], describe: Describe, *, begins
             beginning, source = _gate(source), source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
         integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
-        call(native.integers([*integers, *beginning, native.fields_of(source), *_parts(source)]), parameters)
+        arguments = native.integers([*integers, *beginning, native.fields_of(source), *_parts(source)])
+        if chain is None:
+            call(arguments, parameters)
+        else:
+            chain.add(function, arguments, parameters, target, source)
 
     return run
 
@@ -161,7 +173,7 @@ def _build_direct(node: Node, weight: Weight, pairs: bool = False) -> Runner:
     def describe(source: Delta, field: Box) -> list[int]:
         return [packed.data_ptr(), *geometry, field.rows.start, field.columns.start, int(pairs)]
 
-    return _runner(node, native.loaded().krypton_convolution, describe, begins=True)
+    return _runner(node, "convolution", describe, begins=True)
 
 
 def _build_bfloat16(node: Node, weight: Weight) -> Runner:
@@ -182,7 +194,7 @@ def _build_winograd(size: int, pairs: bool = False) -> Callable[[Node, Weight], 
         def describe(source: Delta, field: Box) -> list[int]:
             return [packed.data_ptr(), top, left, channels, field.rows.start, field.columns.start, *tile, int(pairs)]
 
-        return _runner(node, native.loaded().krypton_winograd, describe)
+        return _runner(node, "winograd", describe)
 
     return build
 
@@ -194,24 +206,17 @@ def _build_depthwise(node: Node, weight: Weight) -> Runner:
     def describe(source: Delta, field: Box) -> list[int]:
         return [ordered.data_ptr(), *geometry, field.rows.start, field.columns.start]
 
-    return _runner(node, native.loaded().krypton_depthwise, describe)
+    return _runner(node, "depthwise", describe)
 
 
-register_kernel(Kernel("direct", "conv", _plain, _build_direct, priority=20, fused=True, begins=True))
-register_kernel(
-    Kernel("winograd_2", "conv", _is_winograd(2), _build_winograd(2), priority=21, fused=True, work=_winograd_work(2))
-)
-register_kernel(
-    Kernel("winograd_4", "conv", _is_winograd(4), _build_winograd(4), priority=22, fused=True, work=_winograd_work(4))
-)
-register_kernel(Kernel("depthwise", "conv", _is_depthwise, _build_depthwise, priority=30, fused=True))
-register_kernel(
-    Kernel("bfloat16", "conv", _in_pairs(_plain), _build_bfloat16, priority=-1, fused=True, begins=True, error=2.3e-3)
-)
+_native = functools.partial(Kernel, operator="conv", fused=True, chained=True)
+register_kernel(_native("direct", supports=_plain, build=_build_direct, priority=20, begins=True))
+register_kernel(_native("depthwise", supports=_is_depthwise, build=_build_depthwise, priority=30))
+register_kernel(_native("bfloat16", supports=_in_pairs(_plain), build=_build_bfloat16, priority=-1, begins=True, error=2.3e-3))
 for _size, _error in ((2, 3.5e-3), (4, 1.9e-2)):  # measured on normal weights and rectified normal inputs
+    _tiled = functools.partial(_native, work=_winograd_work(_size))
     register_kernel(
-        Kernel(
-            f"bfloat16_winograd_{_size}", "conv", _in_pairs(_is_winograd(_size)), _build_winograd(_size, pairs=True),
-            priority=-1, fused=True, error=_error, work=_winograd_work(_size),
-        )
-    )  # fmt: skip
+        _tiled(f"winograd_{_size}", supports=_is_winograd(_size), build=_build_winograd(_size), priority=20 + _size // 2)
+    )
+    _name, _supports, _build = f"bfloat16_winograd_{_size}", _in_pairs(_is_winograd(_size)), _build_winograd(_size, pairs=True)
+    register_kernel(_tiled(_name, supports=_supports, build=_build, priority=-1, error=_error))

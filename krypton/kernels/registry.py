@@ -23,7 +23,8 @@ class Kernel:
     `operator` is the operator served; "combine" kernels also run the epilogues of all others. `supports(node, device)` says
     whether it can; `build(node, weight)` prepares weights once and returns what the delta rule calls (see conv.py and
     fused.py for the signatures). Of the kernels that can, the one with the highest `priority` is chosen. `fused` ones run a
-    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` or `Gated` one. `error` is the
+    node's ending, too, and read deltas on any window; those that `begins` also take a `Deferred` or `Gated` one, and what those
+    that are `chained` build takes a `chain` to be part of (chain.py). `error` is the
     relative error of its results, 0 when it is float32's own; exact answers are made by those alone.
     `work(node, rows, columns)` are the multiplications it makes for one occlusion's output of that size; None: as many as the
     operator's multiply-adds.
@@ -36,6 +37,7 @@ class Kernel:
     priority: int = 0
     fused: bool = False
     begins: bool = False
+    chained: bool = False
     work: Callable[[Node, int, int], int] | None = None
 
     @property

@@ -218,9 +218,11 @@ def _surroundings(tensor: TensorPlan, plan: QueryPlan) -> list[str]:
     shape = f"{len(tiling.groups)}" if isinstance(plan.occlusions, Masks) else f"{len(tiling.rows)}×{len(tiling.columns)}"
     largest = max(len(tile.indices) for tile in tiles)
     views = "all" if tensor.views is None else str(len(tensor.views))
+    chains = ", ".join(" ".join(f"%{node}" for node in chain) for chain in tensor.chains)
     return [
         f"views {views}, computed once per {tensor.view_scope}; {shape} tiles of up to {largest} positions; "
-        f"whole values in batches of {tensor.head_batch}"
+        f"whole values in batches of {tensor.head_batch}",
+        *([f"a few occlusions at a time go together through {chains}"] if chains else []),
     ]
 
 

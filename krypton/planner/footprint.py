@@ -37,7 +37,7 @@ def incremental_bytes(plan: QueryPlan, tensor: TensorPlan, fields: Fields) -> in
     head = [node for node in graph if node.mode in ("full", "once") and node.op != "image"]
     crossing = sum(math.prod(node.shape) for node in graph if node.mode == "project") * BYTES
     waiting = 2 * crossing * (tensor.head_batch + max(len(tile.indices) for tile in tiles))  # parts, and they put together
-    running = max(_trunk_peak(graph, tiles, fields), _whole_peak(head, tensor.head_batch))
+    running = max(_trunk_peak(tensor, tiles, fields), _whole_peak(head, tensor.head_batch))
     return round(kept + _OTHER_TILES * max(_whole_peak(graph.nodes, 1), running + waiting))
 
 
@@ -59,8 +59,10 @@ def _whole_peak(nodes: Iterable[Node], batch: int) -> int:
     return _peak(list(nodes), lambda node: sizes[node.id], lambda node: sizes[node.id] if node.epilogue else 0)
 
 
-def _trunk_peak(graph: Graph, tiles: list[OcclusionTile], fields: Fields) -> int:
-    """The deltas of the tile that needs most; those that are written into another's buffer take no memory of their own."""
+def _trunk_peak(tensor: TensorPlan, tiles: list[OcclusionTile], fields: Fields) -> int:
+    """The deltas of the tile that needs most; those that are written into another's buffer, or stay
+    inside a chain, take no memory of their own."""
+    graph, between = tensor.graph, {node for chain in tensor.chains for node in chain[:-1]}
     trunk = [node for node in graph if node.mode in ("delta", "project")]
     peak = 0
     for tile in _largest(tiles):
@@ -69,7 +71,7 @@ def _trunk_peak(graph: Graph, tiles: list[OcclusionTile], fields: Fields) -> int
         for node in trunk:
             if node.mode == "project":
                 sizes[node.id] = math.prod(node.shape) * batch * BYTES
-            elif node.kernel == DEFERRED or node.id in fields.places:
+            elif node.kernel == DEFERRED or node.id in fields.places or node.id in between:
                 sizes[node.id] = 0
             else:
                 sizes[node.id] = node.shape[0] * rows[node.id].stored.size * columns[node.id].stored.size * batch * BYTES

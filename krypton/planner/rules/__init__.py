@@ -2,6 +2,7 @@
 
 from krypton.errors import PlanError, unknown
 from krypton.planner.rules.base import Context, Rule
+from krypton.planner.rules.chain_depthwise import chain_depthwise
 from krypton.planner.rules.choose_batch import choose_batch
 from krypton.planner.rules.choose_kernel import choose_kernel
 from krypton.planner.rules.choose_precision import choose_precision
@@ -51,6 +52,8 @@ RULES: list[Rule] = [
     # only some kernels can begin with a function
     Rule("defer_activation", defer_activation, "activations before 1×1 convolutions are computed as those read them"),
     Rule("defer_gate", defer_gate, "gates before 1×1 convolutions are multiplied as those read their input"),
+    # only some kernels can be links of a chain
+    Rule("chain_depthwise", chain_depthwise, "depthwise convolutions run with their neighbours, a few occlusions at a time"),
 ]
 
 
