@@ -5,6 +5,7 @@ Between the session, which binds them, and planner and executor, which know noth
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -22,11 +23,13 @@ from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
+from krypton.kernels import native
 from krypton.planner.correction import Finished
 from krypton.planner.cost import BYTES
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
+from krypton.planner.patience import worth_waiting
 from krypton.planner.prediction import Prediction, predict, predict_naive
 from krypton.planner.profile import DeviceProfile
 from krypton.planner.trials import device_of
@@ -34,6 +37,7 @@ from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
 
+_STILL_COMPILING = "without Krypton's own kernels, which compile once: this query is done before they would be"
 _ALONE = "images go through the model one by one: it mixes the examples of a batch, or takes no batches"
 
 
@@ -164,7 +168,8 @@ class Query:
             scores=self.bound.scores,
             profile=self._profiles.of(plan.device),
         )
-        with closing(execution):
+        with closing(execution), contextlib.ExitStack() as afterwards:
+            afterwards.callback(native.compiling.start)
             answer = Answer(self.bound, prepared, plan, execution)
             yield answer
             for batch in execution:
@@ -191,6 +196,19 @@ class Query:
             captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"], before=before)
         if known is not None and known[0].same_as(captured) and known[1] is occlusions:
             return captured, known[2]
+        native.compiling.postpone()
+        without = native.compiling.pending
+        plan = self._new_plan(captured, occlusions)
+        if without and worth_waiting(plan, native.compiling.seconds):
+            native.compiling.finish()
+            without, plan = False, self._new_plan(captured, occlusions)
+        if without and plan.tensor is not None:
+            return captured, replace(plan, notes=(*plan.notes, _STILL_COMPILING))  # not kept: the next run has them
+        self._planned = captured, occlusions, plan
+        return captured, plan
+
+    def _new_plan(self, captured: Captured, occlusions: Occlusions) -> QueryPlan:
+        bound = self.bound
         plan = plan_query(
             captured.model,
             occlusions,
@@ -205,9 +223,7 @@ class Query:
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
         notes = (_ALONE,) if captured.alone else ()
-        plan = replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
-        self._planned = captured, occlusions, plan
-        return captured, plan
+        return replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
 
     def _predicted(self, captured: Captured, plan: QueryPlan, prepared: bool) -> Prediction:
         """What a plan is predicted to take by the profile as it is now."""

@@ -14,6 +14,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,13 +58,15 @@ def compiler() -> str | None:
     return None
 
 
+def _usable_compiler() -> str | None:
+    return None if os.environ.get("KRYPTON_NO_COMPILER") or platform.system() != "Linux" else compiler()
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be made: then the reference kernels do the work."""
-    if os.environ.get("KRYPTON_NO_COMPILER"):
-        return None
-    cxx = compiler()
-    if cxx is None or platform.system() != "Linux":
+    cxx = _usable_compiler()
+    if cxx is None:
         return None
     try:
         return _load(_compiled(cxx))
@@ -70,10 +74,54 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(cxx: str) -> Path:
+class Compiling:
+    """When kernels that were never compiled here are: at once as soon as anybody asks for them, unless that is postponed."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._began = 0.0
+        self._postponed = False
+
+    def postpone(self) -> None:
+        """From now on nobody waits for kernels that are still to be compiled: plans do without."""
+        cxx = _usable_compiler()
+        self._postponed = self._thread is None and cxx is not None and not _target(cxx).exists()
+
+    @property
+    def pending(self) -> bool:
+        """Is there anything to compile, now or later?"""
+        return self._postponed or (self._thread is not None and self._thread.is_alive())
+
+    @property
+    def seconds(self) -> float:
+        """Since the compiler began."""
+        return 0.0 if self._thread is None else time.perf_counter() - self._began
+
+    def start(self) -> None:
+        """What was postponed, beside whatever else happens."""
+        if self._postponed:
+            self._thread, self._began = threading.Thread(target=library, name="krypton-compiler"), time.perf_counter()
+            self._thread.start()
+            self._postponed = False
+
+    def finish(self) -> None:
+        """The same, and wait for it."""
+        self.start()
+        if self._thread is not None:
+            self._thread.join()
+
+
+compiling = Compiling()
+
+
+def _target(cxx: str) -> Path:
     texts = [path.read_text() for path in (*_SOURCES, *_HEADERS)]
     key = hashlib.sha256("\0".join((*texts, cxx, *_COMPILE, *_LINK, _processor())).encode()).hexdigest()[:20]
-    target = cache_folder() / f"native-{key}.so"
+    return cache_folder() / f"native-{key}.so"
+
+
+def _compiled(cxx: str) -> Path:
+    target = _target(cxx)
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +171,7 @@ def loaded() -> ctypes.CDLL:
 
 def can_end(node: Node, device: torch.device) -> bool:
     """Are there compiled kernels here, and can they run the node's epilogue?"""
-    if device.type != "cpu" or library() is None:
+    if device.type != "cpu" or compiling.pending or library() is None:
         return False
     if node.epilogue is None:
         return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ import torch
 from support.judge import check_exact, run_plan, settings_of
 from support.nets import SpecNet, Step
 
+import krypton
 from krypton.cache import cache_folder
 from krypton.errors import PlanError
 from krypton.ir.graph import Epilogue, Function, Node, Term
 from krypton.ir.occlusions import Grid
+from krypton.ir.plan import QueryPlan
 from krypton.kernels import KERNELS, Kernel, choose, find, native, register_kernel
+from krypton.planner import patience
 from krypton.planner.capture import capture
 from krypton.planner.optimizer import plan_query
 
@@ -44,7 +48,10 @@ def forgotten_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kernels_of(settings: dict[str, object]) -> set[str]:
     captured = capture(SpecNet((3, 15, 12), NET), (3, 15, 12))
-    plan = plan_query(captured, GRID, settings=settings_of(settings))
+    return kernels_in(plan_query(captured, GRID, settings=settings_of(settings)))
+
+
+def kernels_in(plan: QueryPlan) -> set[str]:
     assert plan.tensor is not None
     return {name for node in plan.tensor.graph for name in node.kernel.split("+") if name}
 
@@ -159,6 +166,53 @@ def test_the_library_is_compiled_once_and_then_found(monkeypatch: pytest.MonkeyP
         assert native.library() is not None
         assert len(calls.read_text().splitlines()) == len(native._SOURCES) + 1  # each is compiled, then all are linked
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".so"]
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+@pytest.mark.usefixtures("forgotten_library")
+def test_a_small_first_query_does_not_wait_for_the_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is planned without compiled kernels, which are compiled behind it; a large one waits, and gets them."""
+    compiler = native.compiler()
+    assert compiler is not None
+    made = native._compiled(compiler)
+    monkeypatch.setattr(native, "_compiled", lambda cxx: made)
+    monkeypatch.setenv("KRYPTON_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "compiling", native.Compiling())
+    con = krypton.connect()
+    con.sql("SET krypton.disabled_rules = 'full_when_cheaper'")
+    con.register_model("net", SpecNet((3, 15, 12), NET), input_shape=(3, 15, 12))
+    query = con.sql("EXPLAIN OCCLUSION OF $image USING MODEL net PATCH 4x3 STRIDE 3x2", params={"image": torch.rand(3, 15, 12)})
+    first = query.plan()
+    assert kernels_in(first) <= {"onednn", "reference"}
+    assert any("compile once" in note for note in first.notes)
+    query.run()
+    native.compiling.finish()
+    second = query.plan()
+    assert "direct" in kernels_in(second)
+    assert not any("compile once" in note for note in second.notes)
+    monkeypatch.setattr(native, "compiling", native.Compiling())
+    monkeypatch.setattr(patience, "COMPILING", 0.0)
+    monkeypatch.setattr(patience, "LEAST", 0.0)
+    native.library.cache_clear()
+    again = con.sql("EXPLAIN OCCLUSION OF $image USING MODEL net PATCH 4", params={"image": torch.rand(3, 15, 12)})
+    assert "direct" in kernels_in(again.plan())
+
+
+def test_waiting_for_the_compiler_is_worth_it_where_more_is_saved() -> None:
+    captured = capture(SpecNet((3, 15, 12), NET), (3, 15, 12))
+    plan = plan_query(captured, GRID)
+    assert plan.tensor is not None
+    (node, cost), *_ = plan.tensor.costs.items()
+
+    def taking(seconds: float) -> QueryPlan:
+        costs = {node: replace(cost, milliseconds=seconds * 1e3 / GRID.count)}
+        return replace(plan, tensor=replace(plan.tensor, costs=costs))
+
+    assert patience.worth_waiting(taking(12.0), 0.0)
+    assert not patience.worth_waiting(taking(8.0), 0.0)
+    assert patience.worth_waiting(taking(8.0), 2.0)
+    assert not patience.worth_waiting(taking(1.0), 60.0)
+    assert not patience.worth_waiting(replace(plan, tensor=None), 60.0)
 
 
 @pytest.mark.usefixtures("forgotten_library")

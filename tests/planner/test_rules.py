@@ -37,6 +37,7 @@ SHOWN = {
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
     "defer_gate": "gated",
+    "chain_depthwise": "mobile",
     "projective_threshold": "residual",
     "energy_cut": "residual",
 }
