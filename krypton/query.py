@@ -6,7 +6,7 @@ Between the session, which binds them, and planner and executor, which know noth
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 
@@ -22,6 +22,7 @@ from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
+from krypton.ir.weights import Reference
 from krypton.planner.correction import Finished
 from krypton.planner.cost import BYTES
 from krypton.planner.explain import FORMATS, explain
@@ -166,6 +167,9 @@ class Query:
         )
         with closing(execution):
             answer = Answer(self.bound, prepared, plan, execution)
+            if captured.model is not None and execution.learned:
+                known = self._profiles.sensitivities
+                known.learn(captured.model.graph, prepared.occlusions, plan.device, execution.learned)
             yield answer
             for batch in execution:
                 answer.take(batch)
@@ -201,6 +205,7 @@ class Query:
             settings=bound.settings,
             reason=captured.reason,
             profile=self._profiles.of(bound.device),
+            sensitivities=self._sensitivities(captured, occlusions),
         )
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
@@ -208,6 +213,12 @@ class Query:
         plan = replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
         self._planned = captured, occlusions, plan
         return captured, plan
+
+    def _sensitivities(self, captured: Captured, occlusions: Occlusions) -> Mapping[Reference, float]:
+        """What earlier queries measured of the model's layers, where a tolerance makes use of it."""
+        if captured.model is None or not self.bound.settings["tolerance"]:
+            return {}
+        return self._profiles.sensitivities.of(captured.model.graph, occlusions, self.bound.device)
 
     def _predicted(self, captured: Captured, plan: QueryPlan, prepared: bool) -> Prediction:
         """What a plan is predicted to take by the profile as it is now."""

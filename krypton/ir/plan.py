@@ -46,8 +46,9 @@ class TensorPlan:
     `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: the
     kernels that can
     run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
-    score changes that low precision may cause. `keep`: the share of the squared change, along each axis, that fields are to be
-    cut to once it is measured; 1: they are not.
+    score changes that low precision may cause. `sensitivity`: by convolution, the error of the scores
+    per error of its own that the choice was made with. `keep`: the share of the squared change, along each axis, that fields
+    are to be cut to once it is measured; 1: they are not.
     """
 
     graph: Graph
@@ -58,6 +59,7 @@ class TensorPlan:
     costs: Mapping[int, Cost] = field(default_factory=dict)
     alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     tolerance: float = 0.0
+    sensitivity: Mapping[int, float] = field(default_factory=dict)
     keep: float = 1.0
 
     @property

@@ -169,6 +169,7 @@ def _tensor_to_json(tensor: TensorPlan) -> Json:
         "head_batch": tensor.head_batch,
         "costs": {str(node): asdict(cost) for node, cost in tensor.costs.items()},
         "tolerance": tensor.tolerance,
+        "sensitivity": {str(node): value for node, value in tensor.sensitivity.items()},
         "keep": tensor.keep,
         "alternatives": {str(node): [list(pair) for pair in pairs] for node, pairs in tensor.alternatives.items()},
     }
@@ -188,6 +189,7 @@ def _tensor_from_json(data: Json) -> TensorPlan:
             for node, cost in data["costs"].items()
         },
         tolerance=float(data["tolerance"]),
+        sensitivity={int(node): float(value) for node, value in data.get("sensitivity", {}).items()},
         keep=float(data["keep"]),
         alternatives={
             int(node): tuple((str(name), float(ms)) for name, ms in pairs) for node, pairs in data["alternatives"].items()
