@@ -42,7 +42,7 @@ IMAGES = 2
 _TRIES = 3
 _OFF_BY_LITTLE = 1.5  # times what is aimed at
 _WASTED = 0.4  # of what is aimed at
-_USED = 0.75  # of what is aimed at: below it another assignment is tried
+_USED = 0.6  # of what is aimed at: below it another assignment is tried
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def settle(
     expected = predicted_error(_picked(plan, options), plan.sensitivity)
     if 0 < error < _WASTED * MARGIN * plan.tolerance and not _alike(plan.sensitivity):
         # this map has its plan, but what is remembered of the model is too cautious
-        plan = replace(plan, sensitivity={node: value * error / expected for node, value in plan.sensitivity.items()})
+        plan = replace(plan, sensitivity=_scaled(plan.sensitivity, error / expected))
     elif error > MARGIN * plan.tolerance:
         inner = [tile.indices[0] for tile in chosen[1:-1] or chosen]
         plan, error = _mend(plan, plain, error, options, judge, lambda: measure(inner[:IMAGES], options))
@@ -109,9 +109,13 @@ def _mend(
         expected = predicted_error(_picked(tried, options), sensitivity)
         if not 0 < expected < math.inf or not error < math.inf:
             break
-        sensitivity = {node: value * error / expected for node, value in sensitivity.items()}
+        # errors do not just add up: when there is room left, half the way is enough
+        correction = error / expected if error > aim else math.sqrt(error / expected)
+        sensitivity = _scaled(sensitivity, correction)
         graph = with_kernels(plan.graph, propose(options, sensitivity, plan.tolerance))
-        if graph == tried.graph or graph == best.graph:
+        if graph == plain.graph and best is plain:  # nothing fits
+            return replace(plain, sensitivity=sensitivity), 0.0
+        if graph in (tried.graph, best.graph):
             break
         tried = replace(plan, graph=graph, sensitivity=sensitivity)
         error = judge.error(tried)
@@ -119,12 +123,18 @@ def _mend(
             best, best_error = tried, error
         if error == 0 or _USED * aim <= error <= aim:
             break
-    return (best if best is not plain else replace(plain, sensitivity=sensitivity)), best_error
+    if best is plain and tried is not plan:
+        best = replace(plain, sensitivity=_scaled(sensitivity, error / predicted_error(_picked(tried, options), sensitivity)))
+    return best, best_error
 
 
 def _alike(sensitivity: Mapping[int, float]) -> bool:
     """Was nothing measured that tells layers apart?"""
     return len(set(sensitivity.values())) <= 1
+
+
+def _scaled(sensitivity: Mapping[int, float], factor: float) -> dict[int, float]:
+    return {node: value * factor for node, value in sensitivity.items()}
 
 
 def _picked(plan: TensorPlan, options: Mapping[int, list[Choice]]) -> dict[int, Choice]:

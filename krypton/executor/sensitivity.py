@@ -31,8 +31,9 @@ def sensitivities(
 ) -> dict[int, float]:
     """Relative error of the score changes per relative error of a convolution, for the nodes that are `asked` for.
 
-    `images` (1 + n, C, H, W) are the unmodified one and some that are occluded. Several scores are summed with random signs: the square of the
-    sum's gradient then is, on average, the sum of squares. Raises RuntimeError where an operator has no gradient.
+    `images` (1 + n, C, H, W) are the unmodified one and some that are occluded. Several scores are summed with random signs:
+    the square of the sum's gradient then is, on average, the sum of squares. Raises RuntimeError where an operator has no
+    gradient.
     """
     with torch.enable_grad():
         logits, probes = _forward(graph, weight, channels_last(images), set(asked))
@@ -74,7 +75,7 @@ def _forward(
 
 
 def _error(node: Node, inputs: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """The formula's root, of one convolution: `inputs` (1 + n, C, H, W), `gradient` (1 + n, K, h, w), weights (K, C / groups, ...)."""
+    """The root of one convolution, from its `inputs` (1 + n, C, H, W) and the `gradient` (1 + n, K, h, w) of its results."""
     groups = node.attrs["groups"]
     squares = (inputs[1:] - inputs[:1]).square()
     mean = weight.square().view(groups, -1, *weight.shape[1:]).mean(1)

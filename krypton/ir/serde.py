@@ -189,7 +189,7 @@ def _tensor_from_json(data: Json) -> TensorPlan:
             for node, cost in data["costs"].items()
         },
         tolerance=float(data["tolerance"]),
-        sensitivity={int(node): float(value) for node, value in data.get("sensitivity", {}).items()},
+        sensitivity={int(node): float(value) for node, value in data["sensitivity"].items()},
         keep=float(data["keep"]),
         alternatives={
             int(node): tuple((str(name), float(ms)) for name, ms in pairs) for node, pairs in data["alternatives"].items()
