@@ -24,7 +24,9 @@ def choose_precision(plan: QueryPlan, context: Context) -> QueryPlan:
     graph = with_kernels(tensor.graph, propose(options, sensitivity, tolerance))
     low = in_low_precision(graph)
     if not low:
-        return replace(plan, notes=(*plan.notes, "no convolution is faster in low precision here: all run in float32"))
+        some = any(len(found) > 1 for found in options.values())
+        why = f"fits tolerance {tolerance:g} in low precision" if some else "is faster in low precision here"
+        return replace(plan, notes=(*plan.notes, f"no convolution {why}: all run in float32"))
     founded = ", by what earlier queries measured of the model" if context.sensitivities else ""
     note = f"{len(low)} convolutions in bfloat16 for tolerance {tolerance:g}{founded}: measured, and mended, as the query runs"
     changed = replace(tensor, graph=graph, tolerance=tolerance, sensitivity=sensitivity)
