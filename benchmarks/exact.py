@@ -75,7 +75,8 @@ def ratios(row: dict[str, Any]) -> dict[str, Any]:
         if stock:
             found["exact/fastest"] = min(stock) / ms["exact"]
     if "tolerance" in ms and stock:
-        found["tolerance/fastest"] = min(stock) / ms["tolerance"]
+        again = ms.get("tolerance_again", ms["tolerance"])
+        found |= {"tolerance/fastest": min(stock) / ms["tolerance"], "tolerance_again/fastest": min(stock) / again}
     return {"speedups": found}
 
 

@@ -107,6 +107,7 @@ SPEEDUPS: list[tuple[str, Cell]] = [
     ("the same, earlier aim", _against("exact/channels_last", "earlier", always=False)),
     ("exact over fastest stock", _against("exact/fastest", "fastest")),
     ("tolerance over fastest stock", _against("tolerance/fastest", "tolerance")),
+    ("the same, model seen before", _against("tolerance_again/fastest")),
     ("error", _error),
     ("exact over Captum", _against("exact/captum")),
     ("exact over MONAI", _against("exact/monai")),

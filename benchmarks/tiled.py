@@ -16,10 +16,12 @@ from torch import Tensor
 from benchmarks import theory
 from benchmarks.cases import even
 from benchmarks.clock import clocked, timed
-from krypton.executor import execute
+from krypton.executor import Execution, execute
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan
+from krypton.ir.weights import Reference
 from krypton.planner.capture import CapturedModel
+from krypton.planner.tiles import thinned
 
 
 class Tiled:
@@ -42,14 +44,29 @@ class Tiled:
         self.known = dict(known or {})
         self.setups: list[float] = []
         self.rest = 0.0  # seconds of all rounds, setups aside
+        self.learned: Mapping[Reference, float] = {}
         self.scores, self.cold = timed(lambda: self._scores())
 
-    def _execute(self, tiles: Sequence[OcclusionTile]) -> Any:
+    def _execute(self, tiles: Sequence[OcclusionTile]) -> Execution:
         return execute(self.plan, self.image, self.fill, weights=self.captured.weights, tiles=tiles)
 
     def _scores(self) -> Tensor:
         """Probabilities (n + 1, K) of the drawn tiles' positions in the order of the map, behind those of the image itself."""
         run = self._execute(self.tiles)
+        self.learned = run.learned
+        return self._gathered(run)
+
+    def scores_of(self, tiles: Sequence[OcclusionTile]) -> Tensor:
+        """The same of the positions of another plan's tiles."""
+        if list(tiles) == self.tiles:
+            return self.scores
+        assert self.plan.tensor is not None
+        chosen = [index for tile in tiles for index in tile.indices]
+        mine = self.plan.tensor.tiling.tiles(self.plan.occlusions)
+        return self._gathered(self._execute(thinned(mine, self.plan.occlusions, chosen)))
+
+    @staticmethod
+    def _gathered(run: Execution) -> Tensor:
         batches = list(run)
         order = torch.cat([batch.indices for batch in batches]).argsort()
         return torch.cat([run.base_logits[None], torch.cat([batch.logits for batch in batches])[order]]).softmax(1)

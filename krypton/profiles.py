@@ -16,16 +16,17 @@ from krypton.ir.plan import QueryPlan
 from krypton.planner.calibration import Progress, calibrate, device_name
 from krypton.planner.correction import Finished
 from krypton.planner.profile import DeviceProfile, KernelRate
+from krypton.sensitivities import Sensitivities
 
 MOST_QUERIES = 200
 """So many of a device's finished queries are kept to correct estimates: machines change."""
 
 
 class Profiles:
-    """Profiles by device ("cpu", "cuda:0"); the default one where nothing was measured."""
+    """Profiles by device ("cpu", "cuda:0"), the default one where nothing was measured; `sensitivities` are of models there."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
+        self._catalog, self.sensitivities = catalog, Sensitivities(catalog)
         self._known: dict[str, DeviceProfile] = {}
 
     def of(self, device: str) -> DeviceProfile:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 
@@ -23,6 +23,7 @@ from krypton.executor import execute
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
+from krypton.ir.weights import Reference
 from krypton.kernels import native
 from krypton.planner.correction import Finished
 from krypton.planner.cost import BYTES
@@ -171,6 +172,9 @@ class Query:
         with closing(execution), contextlib.ExitStack() as afterwards:
             afterwards.callback(native.compiling.start)
             answer = Answer(self.bound, prepared, plan, execution)
+            if captured.model is not None and execution.learned:
+                known = self._profiles.sensitivities
+                known.learn(captured.model.graph, prepared.occlusions, plan.device, execution.learned)
             yield answer
             for batch in execution:
                 answer.take(batch)
@@ -219,11 +223,18 @@ class Query:
             settings=bound.settings,
             reason=captured.reason,
             profile=self._profiles.of(bound.device),
+            sensitivities=self._sensitivities(captured, occlusions),
         )
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
         notes = (_ALONE,) if captured.alone else ()
         return replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
+
+    def _sensitivities(self, captured: Captured, occlusions: Occlusions) -> Mapping[Reference, float]:
+        """What earlier queries measured of the model's layers, where a tolerance makes use of it."""
+        if captured.model is None or not self.bound.settings["tolerance"]:
+            return {}
+        return self._profiles.sensitivities.of(captured.model.graph, occlusions, self.bound.device)
 
     def _predicted(self, captured: Captured, plan: QueryPlan, prepared: bool) -> Prediction:
         """What a plan is predicted to take by the profile as it is now."""

@@ -5,9 +5,10 @@ An execution asks one for tiles, all of them at once or stage by stage (`stages`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -19,11 +20,12 @@ from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
 from krypton.executor.precision import Precision, Scores, probability_of_prediction, settle
 from krypton.executor.program import Program, StopExecutionError
+from krypton.executor.sensitivity import sensitivities
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan, StageKind, TensorPlan
-from krypton.ir.weights import WeightStore
+from krypton.ir.weights import Reference, WeightStore
 from krypton.planner.cost import DeviceProfile
-from krypton.planner.precision import exact_kernels, in_low_precision
+from krypton.planner.precision import by_weight, exact_kernels, in_low_precision
 from krypton.planner.stages import with_tilings
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
@@ -50,7 +52,8 @@ class Seen:
 
 
 class Engine(Protocol):
-    """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any.
+    """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any,
+    `learned` how sensitive to it layers were found to be, by their weight.
 
     `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
     exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
@@ -59,6 +62,7 @@ class Engine(Protocol):
 
     base_logits: Tensor
     precision: Precision | None
+    learned: Mapping[Reference, float]
     seen: Seen
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]: ...
@@ -70,6 +74,7 @@ class NaiveEngine:
     """The model itself on occluded images."""
 
     precision: Precision | None = None
+    learned: Mapping[Reference, float] = {}
 
     def __init__(self, module: nn.Module, occluder: Occluder, batch: int, cancelled: Callable[[], bool] | None) -> None:
         self._module, self._occluder, self._batch, self._cancelled = module, occluder, batch, cancelled
@@ -108,12 +113,17 @@ class TensorEngine:
         self._actual, self._cancelled, self._settings = actual, cancelled, settings
         self._profile = profile or DeviceProfile()
         self._tensor, self.precision, self.seen = plan.tensor, None, Seen()
+        self.learned: Mapping[Reference, float] = {}
         every = plan.tensor.tiling.tiles(plan.occlusions)
         self._program = self._compile(plan.tensor)
         self.base_logits = self._program.prepare(occluder.image, every if plan.tensor.tolerance else tiles).cpu()
         if plan.tensor.tolerance:
             scored = (scores or probability_of_prediction)(self.base_logits)
-            self._tensor, self.precision = settle(plan.tensor, every, self.base_logits, scored, self._attempt)
+            self._tensor, self.precision = settle(
+                plan.tensor, every, self.base_logits, scored, self._attempt, partial(self._gradients, scored)
+            )
+            if self._tensor.sensitivity != plan.tensor.sensitivity:
+                self.learned = by_weight(self._tensor.graph, self._tensor.sensitivity)
             self._program = self._compile(self._tensor, self._program)
 
     @cached_property
@@ -164,6 +174,19 @@ class TensorEngine:
         trial = Program(candidate, self._weights, self._device, None, self._cancelled)
         trial.adopt(self._program)
         return torch.cat([batch.logits for batch in tile_batches(trial, candidate, self._occluder, some)])
+
+    def _gradients(self, scores: Scores, indices: Sequence[int], asked: Collection[int]) -> dict[int, float]:
+        """See `sensitivity`; of fewer occlusions where memory is short, and nothing where it is too short for one, or where an
+        operator has no gradient."""
+        image = 4 * sum(math.prod(node.shape) for node in self._tensor.graph) / 2**20  # megabytes
+        room = int(self._settings["memory_limit_mb"] / (3 * image)) - 1
+        if room < 1:
+            return {}
+        images = torch.cat([self._occluder.image[None], self._occluder.images(indices[:room])])
+        try:
+            return sensitivities(self._tensor.graph, self._program.weight, images, scores, asked)
+        except (RuntimeError, MemoryError):
+            return {}
 
 
 def tile_batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:

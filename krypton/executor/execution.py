@@ -30,7 +30,8 @@ class Execution:
     """An iterator of batches. `base_logits` (K,) are those of the unmodified image.
 
     `actual` has, when timed, the milliseconds of each node over the whole run so far; `seconds` the run's own time so far,
-    base views included; `precision` what low precision costs, where the plan has any.
+    base views included; `precision` what low precision costs, where the plan has any, and `learned` how sensitive to it
+    layers turned out to be, by their weight, where that is news.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Execution:
     ) -> None:
         self.base_logits = engine.base_logits
         self.actual = actual
-        self.precision = engine.precision
+        self.precision, self.learned = engine.precision, engine.learned
         self._seen = engine.seen
         self._batches = batches
         self._spent = time.perf_counter() - started

@@ -2,14 +2,14 @@
 
 The error of a plan is the root mean square of its scores' differences from float32, over that of the score changes
 (design, section 5:
-tolerance). Positions are evenly drawn from the whole map. If the proposal errs too much, the layers are measured in
-groups, and kernels are assigned anew from what was found.
+tolerance). Positions are evenly drawn from the whole map. If the proposal errs too much, one backward pass measures how
+sensitive the scores are to each layer (`sensitivity`), and kernels are assigned anew from what was found.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +17,17 @@ from torch import Tensor
 
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import TensorPlan
-from krypton.kernels import find
-from krypton.planner.precision import PER_TILE, SAMPLE_TILES, Choice, assign, choices, in_low_precision, with_kernels
+from krypton.planner.precision import (
+    MARGIN,
+    PER_TILE,
+    SAMPLE_TILES,
+    Choice,
+    choices,
+    in_low_precision,
+    predicted_error,
+    propose,
+    with_kernels,
+)
 from krypton.planner.tiles import sample
 
 Scores = Callable[[Tensor], Tensor]
@@ -27,10 +36,13 @@ Scores = Callable[[Tensor], Tensor]
 Run = Callable[[TensorPlan, Sequence[OcclusionTile]], Tensor]
 """Logits (n, K) of the occlusions of some tiles, in their order, by a tensor plan on the views that are there."""
 
-GROUPS, GROUP_TILES = 6, 2
-MARGIN = 0.7  # of the tolerance that is aimed at: a sample is not the map
+IMAGES = 2
+"""Occluded images of the backward pass: it tells layers apart, how large the error is as a whole the sample says."""
+
 _TRIES = 3
-_USED = 0.75  # of what is aimed at: below it another assignment is tried
+_OFF_BY_LITTLE = 1.5  # times what is aimed at
+_WASTED = 0.4  # of what is aimed at
+_USED = 0.6  # of what is aimed at: below it another assignment is tried
 
 
 @dataclass(frozen=True)
@@ -52,37 +64,84 @@ def probability_of_prediction(base: Tensor) -> Scores:
 
 
 def settle(
-    plan: TensorPlan, tiles: Sequence[OcclusionTile], base: Tensor, scores: Scores, run: Run
+    plan: TensorPlan,
+    tiles: Sequence[OcclusionTile],
+    base: Tensor,
+    scores: Scores,
+    run: Run,
+    measure: Callable[[Sequence[int], Collection[int]], dict[int, float]],
 ) -> tuple[TensorPlan, Precision]:
-    """The plan with as much low precision as its tolerance allows on this image."""
+    """The plan with as much low precision as its tolerance allows on this image; its `sensitivity` is what it was chosen by.
+
+    `measure` gives, from some occlusions, the sensitivity of some convolutions up to a common factor.
+    """
     options = choices(plan.graph, plan.alternatives)
     plain = replace(plan, graph=with_kernels(plan.graph, {node: found[0].kernel for node, found in options.items()}))
     chosen = [_thin(tile, PER_TILE) for tile in sample(list(tiles), SAMPLE_TILES)]
     judge = _Judge(run, scores, scores(base[None]), plain, chosen)
     error = judge.error(plan)
-    if error > MARGIN * plan.tolerance:
-        few = _Judge(run, scores, scores(base[None]), plain, chosen[:: max(len(chosen) // GROUP_TILES, 1)])
-        plan, error = _mend(plan, plain, options, _sensitivities(plain, options, few), judge)
+    expected = predicted_error(_picked(plan, options), plan.sensitivity)
+    if 0 < error < _WASTED * MARGIN * plan.tolerance and not _alike(plan.sensitivity):
+        # this map has its plan, but what is remembered of the model is too cautious
+        plan = replace(plan, sensitivity=_scaled(plan.sensitivity, error / expected))
+    elif error > MARGIN * plan.tolerance:
+        inner = [tile.indices[0] for tile in chosen[1:-1] or chosen]
+        plan, error = _mend(plan, plain, error, options, judge, lambda: measure(inner[:IMAGES], options))
     count = sum(len(tile.indices) for tile in chosen)
     return plan, Precision(plan.tolerance, error, count, len(in_low_precision(plan.graph)))
 
 
 def _mend(
-    plan: TensorPlan, plain: TensorPlan, options: dict[int, list[Choice]], sensitivity: dict[int, float], judge: _Judge
+    plan: TensorPlan,
+    plain: TensorPlan,
+    error: float,
+    options: dict[int, list[Choice]],
+    judge: _Judge,
+    measure: Callable[[], dict[int, float]],
 ) -> tuple[TensorPlan, float]:
-    """Kernels assigned by measured sensitivities, which are corrected by what the whole assignment errs; float32 if
-    all fails."""
-    aim, best, best_error = MARGIN * plan.tolerance, plain, 0.0
+    """Kernels assigned anew by measured sensitivities, which are corrected by what the whole assignment errs; float32 if all
+    fails. Sensitivities that are off by little are corrected without measuring them first."""
+    aim, best, best_error, tried = MARGIN * plan.tolerance, plain, 0.0, plan
+    sensitivity = plan.sensitivity
+    if error > _OFF_BY_LITTLE * aim or _alike(sensitivity):
+        sensitivity = measure() or sensitivity
     for _ in range(_TRIES):
-        candidate = replace(plan, graph=with_kernels(plan.graph, assign(options, sensitivity, aim)))
-        error = judge.error(candidate)
-        if best_error <= error <= aim:
-            best, best_error = candidate, error
-        if _USED * aim <= error <= aim:
+        expected = predicted_error(_picked(tried, options), sensitivity)
+        if not 0 < expected < math.inf or not error < math.inf:
             break
-        correction = min(max(error / (0.9 * aim), 0.3), 10.0)
-        sensitivity = {node: value * correction for node, value in sensitivity.items()}
+        # errors do not just add up: when there is room left, half the way is enough
+        correction = error / expected if error > aim else math.sqrt(error / expected)
+        sensitivity = _scaled(sensitivity, correction)
+        graph = with_kernels(plan.graph, propose(options, sensitivity, plan.tolerance))
+        if graph == plain.graph and best is plain:  # nothing fits
+            return replace(plain, sensitivity=sensitivity), 0.0
+        if graph in (tried.graph, best.graph):
+            break
+        tried = replace(plan, graph=graph, sensitivity=sensitivity)
+        error = judge.error(tried)
+        if best_error <= error <= aim:
+            best, best_error = tried, error
+        if error == 0 or _USED * aim <= error <= aim:
+            break
+    if best is plain and tried is not plan:
+        best = replace(plain, sensitivity=_scaled(sensitivity, error / predicted_error(_picked(tried, options), sensitivity)))
     return best, best_error
+
+
+def _alike(sensitivity: Mapping[int, float]) -> bool:
+    """Was nothing measured that tells layers apart?"""
+    return len(set(sensitivity.values())) <= 1
+
+
+def _scaled(sensitivity: Mapping[int, float], factor: float) -> dict[int, float]:
+    return {node: value * factor for node, value in sensitivity.items()}
+
+
+def _picked(plan: TensorPlan, options: Mapping[int, list[Choice]]) -> dict[int, Choice]:
+    """What a plan chose of the options."""
+    nodes = plan.graph.index()
+    kernels = {node: nodes[node].kernel.split("+")[0] for node in options}
+    return {node: next((c for c in found if c.kernel == kernels[node]), found[0]) for node, found in options.items()}
 
 
 class _Judge:
@@ -98,28 +157,6 @@ class _Judge:
         off = (self._scores(self._run(plan, self._tiles)).double() - self._exact).square().mean(0).sqrt()
         worst = torch.where(off == 0, 0.0, off / self._size)
         return float(worst.nan_to_num(nan=math.inf).max())
-
-
-def _sensitivities(plain: TensorPlan, options: dict[int, list[Choice]], judge: _Judge) -> dict[int, float]:
-    """For every convolution that could be faster: the error of the scores per error of its own, alike within a group."""
-    able = {node: min(found[1:], key=lambda c: c.error) for node, found in options.items() if len(found) > 1}
-    found: dict[int, float] = dict.fromkeys(options, 1.0)
-    for group in _groups(list(able), [options[node][0].milliseconds for node in able]):
-        graph = with_kernels(plain.graph, {node: able[node].kernel for node in group})
-        own = math.sqrt(sum(find("conv", able[node].kernel).error ** 2 for node in group))
-        measured = judge.error(replace(plain, graph=graph)) / own
-        found.update(dict.fromkeys(group, measured))
-    return found
-
-
-def _groups(nodes: Sequence[int], milliseconds: Sequence[float]) -> list[list[int]]:
-    """Neighbouring layers together, each group with about as much time."""
-    total, spent = sum(milliseconds), 0.0
-    groups: list[list[int]] = [[] for _ in range(GROUPS)]
-    for node, ms in zip(nodes, milliseconds, strict=True):
-        groups[min(int(spent / total * GROUPS), GROUPS - 1)].append(node)
-        spent += ms
-    return [group for group in groups if group]
 
 
 def _thin(tile: OcclusionTile, most: int) -> OcclusionTile:

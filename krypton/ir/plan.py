@@ -46,9 +46,10 @@ class TensorPlan:
     `head_batch`: how many whole values are gathered before the nodes in mode `full` run on them. `alternatives`: the
     kernels that can
     run a node with their predicted milliseconds per occlusion, the fastest first. `tolerance`: the largest relative error of
-    score changes that low precision may cause. `keep`: the share of the squared change, along each axis, that fields are to be
-    cut to once it is measured; 1: they are not. `chains`: nodes, each the only reader of the one before, that run together, a
-    few occlusions at a time.
+    score changes that low precision may cause. `sensitivity`: by convolution, the error of the scores
+    per error of its own that the choice was made with. `keep`: the share of the squared change, along each axis, that fields
+    are to be cut to once it is measured; 1: they are not. `chains`: nodes, each the only reader of the one before, that run
+    together, a few occlusions at a time.
     """
 
     graph: Graph
@@ -59,6 +60,7 @@ class TensorPlan:
     costs: Mapping[int, Cost] = field(default_factory=dict)
     alternatives: Mapping[int, tuple[tuple[str, float], ...]] = field(default_factory=dict)
     tolerance: float = 0.0
+    sensitivity: Mapping[int, float] = field(default_factory=dict)
     keep: float = 1.0
     chains: tuple[tuple[int, ...], ...] = ()
 

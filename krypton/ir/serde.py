@@ -169,6 +169,7 @@ def _tensor_to_json(tensor: TensorPlan) -> Json:
         "head_batch": tensor.head_batch,
         "costs": {str(node): asdict(cost) for node, cost in tensor.costs.items()},
         "tolerance": tensor.tolerance,
+        "sensitivity": {str(node): value for node, value in tensor.sensitivity.items()},
         "keep": tensor.keep,
         "chains": [list(chain) for chain in tensor.chains],
         "alternatives": {str(node): [list(pair) for pair in pairs] for node, pairs in tensor.alternatives.items()},
@@ -189,6 +190,7 @@ def _tensor_from_json(data: Json) -> TensorPlan:
             for node, cost in data["costs"].items()
         },
         tolerance=float(data["tolerance"]),
+        sensitivity={int(node): float(value) for node, value in data["sensitivity"].items()},
         keep=float(data["keep"]),
         chains=tuple(tuple(int(node) for node in chain) for chain in data["chains"]),
         alternatives={

@@ -18,6 +18,7 @@ from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import Approximation, Cost, QueryPlan, RuleReport, TensorPlan
 from krypton.ir.verify import verify_graph, verify_plan
+from krypton.ir.weights import Reference
 from krypton.planner.capture import CapturedModel
 from krypton.planner.cost import DeviceProfile, plan_costs
 from krypton.planner.fields import Fields
@@ -43,10 +44,12 @@ def plan_query(
     settings: Settings | None = None,
     reason: str = "",
     profile: DeviceProfile | None = None,
+    sensitivities: Mapping[Reference, float] | None = None,
 ) -> QueryPlan:
     """The plan of a query. Without a captured model the model itself is run, `reason` says why in the notes.
 
-    `approximation` is for mode approximate. Raises BindError where its drill-down does not fit the occlusions.
+    `approximation` is for mode approximate. `sensitivities` are what earlier queries measured of the model's layers, by their
+    weights, for a tolerance. Raises BindError where its drill-down does not fit the occlusions.
     """
     settings = settings or Settings()
     if (mode == "approximate") != (approximation is not None):
@@ -57,7 +60,7 @@ def plan_query(
         naive = replace(naive, input_shape=captured.input_shape)
     if captured is None or mode == "naive":
         return naive if approximation is None else _in_stages(naive, approximation, exact=True)
-    context = Context(settings, profile or DeviceProfile(), torch.device(device))
+    context = Context(settings, profile or DeviceProfile(), torch.device(device), sensitivities or {})
     tensor = TensorPlan(_with_once(captured.graph), tiling=single_tiling(occlusions))
     plan = replace(naive, kind="exact", tensor=tensor, approximation=approximation)
     disabled = set(settings["disabled_rules"])

@@ -3,27 +3,33 @@
 Errors of layers are taken as independent: the squared error of the score changes is the sum over convolutions of
 (sensitivity · the
 kernel's own relative error)². How sensitive the scores are to a layer differs between models by more than ten times, so that
-is measured on the image itself (`executor.precision`); before that all layers are taken alike.
+is measured on the image itself (`executor.precision`), and remembered for the model's next query; before that all layers are
+taken alike.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from krypton.ir.graph import Graph, Node
+from krypton.ir.weights import Reference
 from krypton.kernels import DEFERRED, find
 
-USUAL_SENSITIVITY = 2.0
-"""Error of the score changes per error of one convolution, when all of a model have it; measured 1.4 on ResNet18, 6 on
-ResNet50."""
+USUAL_SENSITIVITY = 1.25
+"""Error of the score changes per error of one convolution, as long as nothing was measured of a model."""
+
+MARGIN = 0.7
+"""The part of the tolerance that a sample's error may have: the sample is not the map."""
+
+_AIM = 0.9 * MARGIN
 
 SAMPLE_TILES, PER_TILE = 6, 4
 """Tiles that an error is measured on, and how many positions of each."""
 
-USUAL_TRIALS = 4
-"""How often that sample runs before the map does: twice when the proposal holds, about seven times when it has to be mended."""
+USUAL_TRIALS = 3
+"""How often that sample runs before the map does: twice when the proposal holds, up to five times when it has to be mended."""
 
 _STEPS = 60
 
@@ -75,6 +81,27 @@ def assign(options: Mapping[int, list[Choice]], sensitivity: Mapping[int, float]
         else:
             low = math.log10(price)
     return best
+
+
+def propose(options: Mapping[int, list[Choice]], sensitivity: Mapping[int, float], tolerance: float) -> dict[int, str]:
+    """The kernel of each node that is to be tried for a tolerance."""
+    return assign(options, sensitivity, _AIM * tolerance)
+
+
+def sensitivity_of(graph: Graph, nodes: Iterable[int], known: Mapping[Reference, float]) -> dict[int, float]:
+    """The sensitivity of some convolutions, from those known by weight: the largest known for one that is new, the usual one
+    for all where nothing is known."""
+    index, largest = graph.index(), max(known.values(), default=USUAL_SENSITIVITY)
+    return {node: known.get(index[node].weights["weight"], largest) for node in nodes}
+
+
+def by_weight(graph: Graph, sensitivity: Mapping[int, float]) -> dict[Reference, float]:
+    """The other way round; of convolutions that share a weight the larger."""
+    index, found = graph.index(), dict[Reference, float]()
+    for node, value in sensitivity.items():
+        reference = index[node].weights["weight"]
+        found[reference] = max(value, found.get(reference, 0.0))
+    return found
 
 
 def predicted_error(picked: Mapping[int, Choice], sensitivity: Mapping[int, float]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 from support.judge import settings_of
 from torch import nn
 
+from krypton import planner
 from krypton.executor import execute
 from krypton.ir.occlusions import Grid
 from krypton.ir.plan import QueryPlan
@@ -19,7 +19,6 @@ from krypton.kernels import find, native
 from krypton.planner.capture import CapturedModel, capture
 from krypton.planner.optimizer import plan_query
 from krypton.planner.precision import Choice, assign, in_low_precision
-from krypton.planner.rules.choose_precision import choose_precision
 
 HAS_PAIRS = native.library() is not None and bool(native.loaded().krypton_has_pairs())
 pytestmark = pytest.mark.skipif(not HAS_PAIRS, reason="this processor does not multiply pairs of bfloat16")
@@ -83,7 +82,7 @@ def test_layers_that_err_more_than_was_thought_go_back_to_float32(
     captured: CapturedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # all that may be in low precision is proposed, and only what is measured can say that it is too much
-    monkeypatch.setattr(sys.modules[choose_precision.__module__], "USUAL_SENSITIVITY", 1e-6)
+    monkeypatch.setattr(planner.precision, "USUAL_SENSITIVITY", 1e-6)
     plan = plan_at(captured, 2e-3)
     assert plan.tensor is not None
     exact, base, _ = probabilities(plan_at(captured, 0.0), captured)

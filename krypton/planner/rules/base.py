@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.plan import QueryPlan, TensorPlan
+from krypton.ir.weights import Reference
 from krypton.planner.cost import DeviceProfile
 from krypton.settings import Settings
 
 
 @dataclass(frozen=True)
 class Context:
-    """What rules may look at besides the plan."""
+    """What rules may look at besides the plan. `sensitivities` are those that earlier queries measured, by a layer's weight."""
 
     settings: Settings = field(default_factory=Settings)
     profile: DeviceProfile = field(default_factory=DeviceProfile)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    sensitivities: Mapping[Reference, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

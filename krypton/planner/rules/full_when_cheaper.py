@@ -1,20 +1,25 @@
 """full_when_cheaper: from where fields have grown so far that whole maps cost less, increments end.
 
 Ends are sought where all paths meet (the dominators of the output), for one projection is enough there. The image is one of
-them: then the whole plan is full inference.
+them: then the whole plan is full inference. With a tolerance, increments are priced in the low precision that it is thought to
+allow; whole maps are always in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import networkx as nx
 
 from krypton.ir.graph import Graph
+from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan
-from krypton.planner.cost import USUALLY_KEPT, Pricing, plan_costs, whole_box
+from krypton.planner.cost import USUALLY_KEPT, Pricing, plan_costs, sizes, whole_box
 from krypton.planner.fields import Fields
+from krypton.planner.precision import choices, propose, sensitivity_of, with_kernels
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
+from krypton.planner.rules.choose_kernel import rank
 from krypton.planner.rules.project_when_opaque import insert_projections
 from krypton.planner.tiles import even_tiling, sample
 
@@ -28,7 +33,8 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
     if graph.image.mode != "delta":
         return plan
     tiles = sample(even_tiling(plan.occlusions).tiles(plan.occlusions), 9)
-    delta = plan_costs(graph, Fields(graph), tiles, BATCH, context.profile, context.device)
+    priced = _in_low_precision(graph, tiles, context) if context.settings["tolerance"] else graph
+    delta = plan_costs(priced, Fields(graph), tiles, BATCH, context.profile, context.device)
     full = {
         n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), BATCH).milliseconds
         for n in graph
@@ -67,6 +73,16 @@ def end_increments(graph: Graph, after: int) -> Graph:
         node if node.id in before or node.mode == "once" else replace(node, mode="full", cuts=()) for node in plain
     )
     return insert_projections(changed)
+
+
+def _in_low_precision(graph: Graph, tiles: Sequence[OcclusionTile], context: Context) -> Graph:
+    """The graph with the kernels that are to be proposed for the tolerance, were all of it incremental."""
+    fields = Fields(graph)
+    convolutions = [node for node in graph if node.op == "conv" and node.mode == "delta"]
+    alternatives = {n.id: tuple(rank(n, sizes(fields, n, tiles), context, exact=False)) for n in convolutions}
+    options = choices(graph, alternatives)
+    sensitivity = sensitivity_of(graph, options, context.sensitivities)
+    return with_kernels(graph, propose(options, sensitivity, context.settings["tolerance"]))
 
 
 def _dominators(graph: Graph) -> list[int]:
