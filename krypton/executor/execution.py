@@ -122,7 +122,7 @@ def execute(
     started = time.perf_counter()
     device = torch.device(plan.device)
     if tiles is None:
-        tiles = _every(plan)
+        tiles = [] if within is not None else _every(plan)  # what there is time for turns out on the way
     actual: dict[int, float] = {}
     with _threads(settings), kept_blocks(), torch.no_grad():
         occluder = Occluder(plan.occlusions, image.to(device).float(), fill.to(device).float().expand(image.shape))

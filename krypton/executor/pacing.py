@@ -50,7 +50,7 @@ class Clock:
         self.reserve = 0.0
         self.stopped = False
         self._begun = False
-        self._waiting = 0  # occlusions that the head has not seen yet
+        self._waiting, self._head_takes = 0, 0.0  # occlusions that the head has not seen yet, and its seconds for them
         self._trunk, self._head = _Speed(), _Speed()
 
     @property
@@ -66,6 +66,11 @@ class Clock:
         """Seconds for so many occlusions more, in tiles as large as those so far; 0 when nothing is known."""
         return self._trunk.per_occlusion * count + self._head.predicted(count)
 
+    @property
+    def alone(self) -> float:
+        """Seconds for an occlusion in a tile of its own."""
+        return self._trunk.predicted(1)
+
     def tiles(self, tiles: Iterable[OcclusionTile]) -> Iterator[OcclusionTile]:
         self._begun = True
         for tile in tiles:
@@ -80,18 +85,21 @@ class Clock:
 
     def ran(self, count: int, seconds: float) -> None:
         self._trunk.note(count, seconds)
-        self._waiting += count
+        self._gathered(self._waiting + count)
 
     def finished(self, count: int, seconds: float) -> None:
         self._head.note(count, seconds)
-        self._waiting = max(self._waiting - count, 0)
+        self._gathered(max(self._waiting - count, 0))
 
     def cancelled(self) -> bool:
         """Whether the tile that runs takes too long, and is to be given up; once, so that what was gathered can be finished."""
-        if not self._begun or self.stopped or self.left - self._head.predicted(self._waiting) >= -_SLACK * self.seconds:
+        if not self._begun or self.stopped or self.left - self._head_takes >= -_SLACK * self.seconds:
             return False
         self.stopped = True
         return True
+
+    def _gathered(self, waiting: int) -> None:
+        self._waiting, self._head_takes = waiting, self._head.predicted(waiting)
 
     def _affordable(self, most: int) -> int:
         """How many occlusions, of at most so many, a tile may have."""

@@ -56,7 +56,7 @@ class ReusingEngine:
             if len(known):
                 self.seen.reused += len(known)
                 yield Batch(known, self._logits[self._place[known]])
-                tiles = self._rest(tiles)
+                tiles = thinned(tiles, self._occlusions, wanted[self._place[wanted] < 0].tolist())
         yield from self._engine.run(tiles, exact=exact, pacing=pacing)
 
     def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
@@ -64,11 +64,3 @@ class ReusingEngine:
 
     def settled(self, plan: QueryPlan) -> QueryPlan:
         return self._engine.settled(plan)
-
-    def _rest(self, tiles: Sequence[OcclusionTile]) -> list[OcclusionTile]:
-        """The tiles without what is known; those of which nothing is are left as they are."""
-        rest: list[OcclusionTile] = []
-        for tile in tiles:
-            unknown = [index for index in tile.indices if self._place[index] < 0]
-            rest += [tile] if len(unknown) == len(tile.indices) else thinned([tile], self._occlusions, unknown)
-        return rest

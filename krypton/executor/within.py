@@ -32,8 +32,9 @@ from krypton.planner.tiles import curve_order, thinned
 
 _FLAT = 0.02  # of the map's range: neighbours that differ by less agree
 _SURELY = 0.85  # of the time left that all that is missing may be predicted to take, to begin with it at once
-_HELD_OUT = 0.04  # at most, of the positions that there is time for
+_HELD_OUT = 0.08  # of the time left, at most; positions for themselves take longer than many together
 _PER_VALUE = 25e-9  # seconds to interpolate and to keep one logit
+_MANY = 100  # positions, of which it shows how long gathering them into tiles takes
 _AT_LEAST = 0.01  # seconds for whatever else happens between the last batch and the answer
 
 
@@ -54,6 +55,7 @@ class _Within:
         self.plan, self.engine, self.scores, self.clock = plan, engine, scores, clock
         self.approximation, self.occlusions = plan.approximation, plan.occlusions
         self.views_took = clock.spent
+        self.preparing = 0.0  # seconds for each position of a level, before its first tile runs
         count = plan.occlusions.count
         self.logits = torch.zeros(count, len(engine.base_logits))
         self.known = torch.zeros(count, dtype=torch.bool)
@@ -85,7 +87,11 @@ class _Within:
         """One level; with `patient`, without the tiles whose neighbours agree."""
         if self.clock.stopped:
             return
-        tiles = self._tiles(stage, self._wanted(stage))
+        started, wanted = time.perf_counter(), self._wanted(stage)
+        count = int(wanted.sum())
+        if self.preparing * count > self.clock.left:
+            return
+        tiles = self._tiles(stage, wanted)
         if first:  # a little at first, to see how long it takes
             for count in (1, 4):
                 some = [tile.part(slice(0, count)) for tile in tiles[:1]]
@@ -96,6 +102,8 @@ class _Within:
             disagreement = self._disagreement(self.occlusions)
             of = {tile: float(disagreement[list(tile.indices)].mean()) for tile in tiles}
             tiles = sorted((tile for tile in tiles if not patient or of[tile] > _FLAT), key=lambda tile: -of[tile])
+        if count >= _MANY:
+            self.preparing = (time.perf_counter() - started) / count
         yield from self._compute(tiles)
 
     def _compute(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
@@ -182,9 +190,8 @@ class _Within:
         """Compute a few positions exactly that the map is not to know of; not again where some were measured."""
         if self.held.any() or self.clock.stopped:
             return
-        rate = self.clock.predicted(1000) / 1000
-        affordable = self.clock.left / rate if rate else 0.0
-        wanted = min(self.approximation.quality_share * len(self.known), _HELD_OUT * affordable)
+        affordable = _HELD_OUT * self.clock.left / (self.clock.alone or math.inf)
+        wanted = min(self.approximation.quality_share * len(self.known), affordable)
         candidates = ~self.known if self.engine.exact else ~self.exact
         drawn = self._drawn(candidates, math.ceil(wanted) if self.approximation.quality_share else 0)
         boxes = self.occlusions.rectangles().reshape(-1, 4)
