@@ -137,6 +137,7 @@ def main() -> None:
     with_tuned_allocator()
     console, rows = Console(), []
     with connect_with_model(find_files()) as con:
+        con.sql("SET krypton.reuse_results = false")
         for number, image in enumerate(scans(arguments.scans), 1):
             if number == 1:
                 measure(con, image, ())  # kernels are made ready

@@ -97,7 +97,7 @@ class Session:
     """A session with the models registered as they come."""
 
     def __init__(self) -> None:
-        self.con = krypton.connect()
+        self.con = krypton.connect(config={"reuse_results": False})
         self._images: dict[str, Any] = {}
 
     def register(self, text: str) -> None:

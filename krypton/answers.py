@@ -8,17 +8,21 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from krypton.bound import BoundQuery, Prepared
-from krypton.errors import ExecutionError
+from krypton.errors import CatalogError, ExecutionError
 from krypton.executor import Batch, Execution
-from krypton.ir.occlusions import Masks
+from krypton.executor.interpolation import interpolated
+from krypton.ir.occlusions import Grid, Masks
 from krypton.ir.plan import QueryPlan
+from krypton.known import KnownResults
 from krypton.planner.explain import heading
 from krypton.results import Heatmap, HeldOut
 from krypton.results.classes import label_of
 
-# A stream copies the logits for each map that it gives away; it spends at most about this share of its time on that.
+# A stream copies the logits for each map that it gives away, and interpolates; it spends at most about this share of its time
+# on that.
 _COPYING = 0.05
 
 
@@ -38,10 +42,17 @@ class Answer:
         self._known = torch.zeros(self.total, dtype=torch.bool)
         self._exact = torch.zeros(self.total, dtype=torch.bool)
         self._held_out: list[HeldOut] = []
+        self._seen = 0
+        self._warnings = list(query.model.notes)
 
     @property
     def done(self) -> int:
         return int(self._known.sum())
+
+    @property
+    def computed(self) -> int:
+        """How many positions the model was asked about."""
+        return self._seen - self.execution.reused
 
     @property
     def seconds(self) -> float:
@@ -51,14 +62,34 @@ class Answer:
         """Note the logits of a batch; those of held out positions beside what was thought of them."""
         if batch.stage == "hold_out":
             self._held_out.append(HeldOut(batch.indices, self._logits[batch.indices]))
+        if batch.stage != "interpolate":
+            self._seen += len(batch.indices)
         self._logits[batch.indices] = batch.logits
         self._known[batch.indices], self._exact[batch.indices] = True, torch.tensor(batch.exact)
 
-    def heatmap(self, *, copy: bool, **info: Any) -> Heatmap:
-        """The map of the first class that was asked for. Without `copy` it changes as more comes in."""
+    def keep(self, results: KnownResults) -> None:
+        """Add what was computed exactly to the known results; an answer is no worse for a catalog that cannot take them."""
+        if int(self._exact.sum()) > self.execution.reused:
+            try:
+                results.keep(self._exact, self._logits, self.execution.base_logits)
+            except CatalogError as error:
+                self._warnings.append(f"what was computed is not kept for other queries: {error}")
+
+    def heatmap(self, **info: Any) -> Heatmap:
+        """The map of the first class that was asked for. It changes as more comes in."""
+        return self._heatmap(self._logits, self._known, self._exact, info)
+
+    def snapshot(self) -> Heatmap:
+        """The map as it is now, whole: on a grid what is not known is interpolated, once anything is."""
+        occlusions, known = self._prepared.occlusions, self._known
+        if isinstance(occlusions, Grid) and 0 < self.done < self.total:
+            logits = interpolated(self._logits, occlusions, known)
+        else:
+            logits = self._logits.clone()
+        return self._heatmap(logits, known.clone(), self._exact.clone(), {})
+
+    def _heatmap(self, logits: Tensor, known: Tensor, exact: Tensor, info: dict[str, Any]) -> Heatmap:
         query, occlusions = self._query, self._prepared.occlusions
-        parts = self._logits, self._known, self._exact
-        logits, known, exact = (part.clone() for part in parts) if copy else parts
         return Heatmap(
             logits=logits.view(*occlusions.shape, -1),
             base_logits=self.execution.base_logits,
@@ -78,16 +109,17 @@ class Answer:
 
     def heatmaps(self) -> list[Heatmap]:
         """A map for every class that was asked for, over the same logits."""
-        first = self.heatmap(copy=False)
+        first = self.heatmap()
         return [replace(first, target=target) for target in self.targets]
 
     def _info(self) -> dict[str, Any]:
-        query = self._query
+        query, reused = self._query, self.execution.reused
         approximation, tolerance = self._plan.approximation, query.settings["tolerance"]
         names = [] if approximation is None else approximation.names()
         if names and tolerance:
             names.append(f"tolerance {tolerance:g}")
-        refined = {} if approximation is None or approximation.drilldown is None else {"refined_for": self._label}
+        refining = approximation is not None and (approximation.drilldown is not None or approximation.within is not None)
+        refined = {"refined_for": self._label} if refining and not self._exact.all() else {}
         return {
             "statement": query.statement,
             "model": query.model.name,
@@ -101,14 +133,20 @@ class Answer:
             "fill": self._prepared.fill.description,
             "fill_hash": self._prepared.fill.content_hash,
             "seconds": self.seconds,
-            "notes": list(self._plan.notes),
-            "warnings": list(query.model.notes),
+            "notes": [*self._plan.notes, *note_of_reuse(reused, self.total)],
+            "reused": self.execution.reused,
+            "warnings": list(self._warnings),
         }
 
     @property
     def _label(self) -> str:
         """Of the class that a drill-down refines the map for."""
         return label_of(self.targets[0], self._query.model.labels, self._query.model.outputs)
+
+
+def note_of_reuse(known: int, total: int) -> list[str]:
+    """What plans and maps say of positions that need not be computed, if there are any."""
+    return [f"{known:,} of {total:,} positions are known from earlier queries"] if known else []
 
 
 def snapshots(answers: Iterable[Answer]) -> Iterator[Heatmap]:
@@ -118,7 +156,7 @@ def snapshots(answers: Iterable[Answer]) -> Iterator[Heatmap]:
         now = time.perf_counter()
         if answer.done == 0 or (now < ready and answer.done < answer.total):
             continue
-        heatmap = answer.heatmap(copy=True)
+        heatmap = answer.snapshot()
         cost = time.perf_counter() - now
         ready = now + cost / _COPYING
         yield heatmap

@@ -37,7 +37,7 @@ def explain_occlusion(
     target: int | str | None = None,
     score: str = "probability",
     region: tuple[int, int, int, int] | None = None,
-    mode: str = "exact",
+    mode: str | None = None,
     device: str | None = None,
     within: float | None = None,
     progress: bool | Report = False,
@@ -59,7 +59,8 @@ def explain_occlusion(
       128/255, then normalised by `mean` and `std`
     - target: a class by index or label; the predicted one unless said
     - score: "probability", "logit" or "margin"; region: (top, left, height, width), only patches inside it
-    - mode: "exact"; "naive", full inference for every position; or "approximate"
+    - within: seconds, for the best map by then, in mode "approximate"; it is exact if there is time
+    - mode: "exact", unless said or implied; "naive", full inference for every position; or "approximate"
     - progress: True for a bar on standard error, or a function of (done, total)
     - input_shape: (C, H, W); for a module it is the tensor's or the picture's own size unless said, and pictures of more
       than 1024x1024 pixels need it. mean, std, labels, activation: as in `Connection.register_model`. These five are

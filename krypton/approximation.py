@@ -17,22 +17,28 @@ DRILLDOWN, SPEEDUP = 0.25, 3.0
 QUALITY_SHARE = 0.02
 
 
-def check_approximation(options: Mapping[str, Any], seed: int) -> Approximation:
+def check_approximation(options: Mapping[str, Any], seed: int, within: float | None = None) -> Approximation:
     """What the options of a query say, with the defaults for what they do not; raises BindError.
 
-    Without tau and keep there is a drill-down; with one of them only if drilldown or speedup is written.
+    Without tau and keep there is a drill-down; with one of them only if drilldown or speedup is written. With a deadline,
+    `within` seconds, there is none: how many positions are computed is then a matter of time.
     """
     given = {name.lower(): value for name, value in options.items()}
     if "ssim" in given:
         raise BindError("option ssim is not available yet: choose keep, tau or speedup, and see the quality that the map says")
     tau, keep = (number_option(name, given[name], 0, 1, above=True) if name in given else None for name in ("tau", "keep"))
     drilldown, speedup = None, None
-    if {"drilldown", "speedup"} & {*given} or (tau is None and keep is None):
+    fixed = sorted({"drilldown", "speedup"} & {*given})
+    if within is not None and fixed:
+        raise BindError(
+            f"WITHIN and option {fixed[0]} contradict each other: both say how many positions are computed. Leave one out"
+        )
+    if within is None and (fixed or (tau is None and keep is None)):
         drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
         speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
         first_stride(drilldown, speedup)
     share = number_option("quality_share", given.get("quality_share", QUALITY_SHARE), 0, 1)
-    return Approximation(tau, keep, drilldown, speedup, share, seed)
+    return Approximation(tau, keep, drilldown, speedup, share, seed, within)
 
 
 def whole_option(name: str, value: object, least: int) -> int:

@@ -137,7 +137,7 @@ def build_query(
     with clause("WITH"):
         written = clauses.options or {}
         seed, options = _check_options(written, mode)
-        approximation = check_approximation(written, seed) if mode == "approximate" else None
+        approximation = check_approximation(written, seed, clauses.within) if mode == "approximate" else None
     own = Settings(dict(settings.items()))
     for name, value in options.items():
         own.set(name, value)
@@ -206,10 +206,18 @@ def _check_mode(clauses: Clauses) -> Mode:
     if found is None:
         with clause("MODE"):
             raise BindError(unknown("mode", written, modes))
+    if clauses.within is None:
+        return found
     with clause("WITHIN"):
-        if clauses.within is not None:
-            raise BindError("WITHIN is not available yet: leave it out, or use MODE APPROXIMATE WITH (speedup => 3)")
-    return found
+        seconds = clauses.within
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+            raise BindError(f"WITHIN takes a number of seconds above 0, not {seconds!r}")
+        if clauses.mode is not None and found != "approximate":
+            raise BindError(
+                f"WITHIN and MODE {found.upper()} contradict each other: with a deadline the map is approximate, unless there "
+                "is time for all positions. Leave one out"
+            )
+    return "approximate"
 
 
 def _check_options(options: Mapping[str, Any], mode: Mode) -> tuple[int, dict[str, Any]]:

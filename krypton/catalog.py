@@ -2,14 +2,15 @@
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
 that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices) and
-`queries` (how long those that ended took), both for `profiles`, and `sensitivities` (of layers, for `sensitivities`). The
-user's tables are the user's: their statements reach DuckDB unchanged, over the same connection.
+`queries` (how long those that ended took), both for `profiles`, `sensitivities` (of layers) and `results` (exact values, for
+`known`). The user's tables are the user's: their statements reach DuckDB unchanged, over the same connection.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -40,8 +41,20 @@ CREATE TABLE IF NOT EXISTS {schema}.queries (
 CREATE TABLE IF NOT EXISTS {schema}.sensitivities (
     key VARCHAR, layers VARCHAR, created TIMESTAMP DEFAULT current_timestamp
 );
+CREATE TABLE IF NOT EXISTS {schema}.results (
+    key VARCHAR, places BLOB, logits BLOB, base BLOB, bytes BIGINT, number BIGINT
+);
 """
 _FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
+
+
+@dataclass(frozen=True)
+class StoredResults:
+    """Exact results of one kind: `places` int32 (n, 2), `logits` float32 (n, K), `base` float32 (K,), as bytes."""
+
+    places: bytes
+    logits: bytes
+    base: bytes
 
 
 class Catalog:
@@ -146,6 +159,24 @@ class Catalog:
         """Store them, in the place of earlier ones."""
         self._rows(f"DELETE FROM {self._schema}.sensitivities WHERE key = ?", [key])
         self._rows(f"INSERT INTO {self._schema}.sensitivities (key, layers) VALUES (?, ?)", [key, layers])
+
+    # Known results
+
+    def get_results(self, key: str) -> StoredResults | None:
+        """What is known under a key."""
+        select = f"SELECT places, logits, base FROM {self._schema}.results WHERE key = ? ORDER BY number DESC LIMIT 1"
+        rows = self._rows(select, [key])
+        return StoredResults(*map(bytes, rows[0])) if rows else None
+
+    def put_results(self, key: str, results: StoredResults, most_bytes: int) -> None:
+        """Store what is known under a key, in the place of what was; then drop the oldest until all take at most so much."""
+        table, blobs = f"{self._schema}.results", [results.places, results.logits, results.base]
+        ((number,),) = self._rows(f"SELECT coalesce(max(number), 0) + 1 FROM {table}")
+        # in this order an interrupt loses nothing; a primary key would take ten times as long
+        self._rows(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?)", [key, *blobs, sum(map(len, blobs)), number])
+        self._rows(f"DELETE FROM {table} WHERE key = ? AND number < ?", [key, number])
+        newer = f"(SELECT number, sum(bytes) OVER (ORDER BY number DESC) AS total FROM {table})"
+        self._rows(f"DELETE FROM {table} WHERE number IN (SELECT number FROM {newer} WHERE total > ?)", [most_bytes])
 
     # The user's statements and tables
 

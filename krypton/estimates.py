@@ -7,7 +7,7 @@ session, whose catalog remembers both the device's profile and its finished quer
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from krypton.models import Model
 from krypton.planner.correction import COVERAGE, correct
@@ -32,6 +32,11 @@ class Estimate:
     high: float
     memory_bytes: int
     basis: str
+
+    def at_most(self, seconds: float) -> Estimate:
+        """The same for a query that ends by then."""
+        low, found, high = (min(end, seconds) for end in (self.low, self.seconds, self.high))
+        return replace(self, seconds=found, low=low, high=high)
 
     def __str__(self) -> str:
         memory = f"{self.memory_bytes / 2**20:,.0f} MB of memory beyond the model"

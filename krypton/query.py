@@ -7,24 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from krypton.answers import Answer, snapshots
+from krypton.answers import Answer, note_of_reuse, snapshots
 from krypton.bound import BoundQuery, Prepared
 from krypton.destinations import Destination, Tables
 from krypton.errors import BindError, CaptureError, KryptonError, unknown
 from krypton.estimates import Estimate, architecture, estimate
-from krypton.executor import execute
+from krypton.executor import Clock, execute, make_ready
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
 from krypton.ir.weights import Reference
 from krypton.kernels import native
+from krypton.known import KnownResults, ResultStore
 from krypton.planner.correction import Finished
 from krypton.planner.cost import BYTES
 from krypton.planner.explain import FORMATS, explain
@@ -42,6 +45,10 @@ _STILL_COMPILING = "without Krypton's own kernels, which compile once: this quer
 _ALONE = "images go through the model one by one: it mixes the examples of a batch, or takes no batches"
 
 
+class Catalog(Tables, ResultStore, Protocol):
+    """What is asked of a catalog."""
+
+
 class Query:
     """One EXPLAIN OCCLUSION, checked, not run yet.
 
@@ -49,13 +56,14 @@ class Query:
     it had finished before (of several images).
     """
 
-    def __init__(self, bound: BoundQuery, graphs: GraphCache, tables: Tables, profiles: Profiles) -> None:
+    def __init__(self, bound: BoundQuery, graphs: GraphCache, catalog: Catalog, profiles: Profiles) -> None:
         self.bound = bound
         self.partial: Heatmap | None = None
         self.completed: list[Heatmap] = []
         self._graphs = graphs
-        self._tables = tables
+        self._catalog = catalog
         self._profiles = profiles
+        self._allowance = 0.0
         self._first: Prepared | None = None
         self._prediction: tuple[QueryPlan, DeviceProfile, bool, Prediction] | None = None
         self._planned: tuple[Captured, Occlusions, QueryPlan] | None = None
@@ -74,10 +82,15 @@ class Query:
             raise BindError(unknown("format", format, FORMATS))
         shown = {"format": format.lower(), "costs": costs, "verbose": verbose}
         if not analyze:
-            return explain(self.plan(), **shown)  # type: ignore[arg-type]
-        with closing(self._steps(0)) as steps:
+            return explain(self._with_known(), **shown)  # type: ignore[arg-type]
+        self._allowance = self._allowed()
+        with closing(self._steps(0, reuse=False)) as steps:  # all of it is to be seen
             *_, answer = steps
-        return explain(self.plan(), actual=answer.execution.actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
+        plan = self.plan()
+        # times are shown per position, and a deadline may have left some out
+        more = plan.computed / max(answer.computed, 1) if self._allowed() else 1.0
+        actual = {node: milliseconds * more for node, milliseconds in answer.execution.actual.items()}
+        return explain(plan, actual=actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
 
     def run(self, progress: bool | Report = False) -> Heatmap | list[Heatmap]:
         """The heat map; or a list of them when the query asks for several: TOP k, ALL, OF (SELECT ...), image by image.
@@ -85,8 +98,8 @@ class Query:
         Carries out INTO. `progress` shows a bar on standard error, or is called with (occlusions done, in all). Raises
         ExecutionError; and KeyboardInterrupt with a text that says what was done, which `partial` and `completed` keep.
         """
-        self.partial, self.completed = None, []
-        destination = Destination(self.bound, self._tables)
+        self.partial, self.completed, self._allowance = None, [], self._allowed()
+        destination = Destination(self.bound, self._catalog)
         with reporting(progress, f"occluding {self.bound.model.name}") as report:
             for index in range(len(self.bound.images)):
                 self.completed += self._run_image(index, destination, report)
@@ -96,9 +109,11 @@ class Query:
     def stream(self) -> Iterator[Heatmap]:
         """Maps that fill up, the first after the first batch, the last one complete; image after image if there are several.
 
-        Each is the map of the (first) class asked for, and holds its own copy of what was known when it was made. The
-        run stops when the iterator is closed. INTO is not carried out.
+        Each is the map of the (first) class asked for, and holds its own copy of what was known when it was made. Positions
+        are computed coarsely all over first, and what is not known yet (`Heatmap.known`) is interpolated, so every map is
+        whole; one of masks has NaN there. The run stops when the iterator is closed. INTO is not carried out.
         """
+        self._allowance = self._allowed()
         for index in range(len(self.bound.images)):
             with closing(self._steps(index)) as steps:
                 yield from snapshots(steps)
@@ -106,17 +121,23 @@ class Query:
     def estimate(self) -> Estimate:
         """Positions, seconds with an interval, and memory, without running the query; captures the model if need be.
 
-        Of several images, all together; those to come are guessed to have as many masks as the first. Raises CaptureError as
-        `plan` does, and for a naive query of a model whose operators cannot be watched.
+        What is known of the first image from earlier queries is not counted. Of several images, all together; those to come
+        are guessed to have as many masks as the first. Raises CaptureError as `plan` does, and for a naive query of a model
+        whose operators cannot be watched.
         """
-        captured, plan = self._plan_for(self._prepared(0).occlusions)
+        prepared = self._prepared(0)
+        captured, plan = self._plan_for(prepared.occlusions)
         images, model = len(self.bound.images), self.bound.model
         total = self._predicted(captured, plan, _is_prepared(captured))
+        results = self._results(captured, prepared)
+        if results is not None and not plan.stages:
+            total = total.without(results.count())
         if images > 1:
             total += self._predicted(captured, plan, prepared=True) * (images - 1)
             kept = BYTES * total.positions * model.outputs  # the logits of every map
             total = replace(total, memory_bytes=total.memory_bytes + kept)
-        return estimate(total, model, plan.device, self._profiles, self.bound.settings["threads"])
+        found = estimate(total, model, plan.device, self._profiles, self.bound.settings["threads"])
+        return found.at_most(self._allowed()) if self._allowed() else found
 
     def __repr__(self) -> str:
         return f"Query({self.bound.statement}) – .run() answers it, .explain() shows its plan"
@@ -141,7 +162,7 @@ class Query:
     def _interrupted(self, index: int, answer: Answer | None, destination: Destination) -> KeyboardInterrupt:
         if answer is None or answer.done == 0:
             return KeyboardInterrupt("interrupted before any position was done")
-        self.partial = answer.heatmap(copy=True)
+        self.partial = answer.snapshot()
         what = "masks" if self.partial.masks is not None else "positions"
         text = f"interrupted: {answer.done:,} of {answer.total:,} {what} were done"
         if len(self.bound.images) > 1:
@@ -153,11 +174,17 @@ class Query:
         written = self.partial.info.get("written")
         return KeyboardInterrupt(f"{text}; they are in {written}" if written else text)
 
-    def _steps(self, index: int) -> Generator[Answer]:
-        """The answer for one image, growing: once when only the base logits are known, then after every batch."""
+    def _steps(self, index: int, *, reuse: bool = True) -> Generator[Answer]:
+        """The answer for one image, growing: once when only the base logits are known, then after every batch.
+
+        However it ends, what was computed exactly is kept for other queries.
+        """
+        started, before = time.perf_counter(), self._planned
         prepared = self._prepared(index)
         captured, plan = self._plan_for(prepared.occlusions)
+        clock = self._clock(index, plan, time.perf_counter() if self._planned is not before else started)
         was_prepared = _is_prepared(captured)
+        results = self._results(captured, prepared) if reuse else None
         execution = execute(
             plan,
             prepared.image.input,
@@ -168,6 +195,8 @@ class Query:
             timed=True,
             scores=self.bound.scores,
             profile=self._profiles.of(plan.device),
+            known=results.find if results is not None else None,
+            clock=clock,
         )
         with closing(execution), contextlib.ExitStack() as afterwards:
             afterwards.callback(native.compiling.start)
@@ -175,13 +204,45 @@ class Query:
             if captured.model is not None and execution.learned:
                 known = self._profiles.sensitivities
                 known.learn(captured.model.graph, prepared.occlusions, plan.device, execution.learned)
-            yield answer
-            for batch in execution:
-                answer.take(batch)
+            try:
                 yield answer
-            if not (execution.trimmed or plan.stages):  # else there was less to do than the plan says
+                for batch in execution:
+                    answer.take(batch)
+                    yield answer
+            finally:
+                if results is not None:
+                    answer.keep(results)
+                if clock is not None:
+                    self._allowance = max(self._allowance - clock.spent, 0.0)
+            if not (execution.trimmed or execution.reused or plan.stages):  # else there was less to do than the plan says
                 self._profiles.learn(plan.device, observed(plan, execution.actual))
                 self._remember(captured, plan, was_prepared, execution.seconds)
+
+    def _allowed(self) -> float:
+        """The seconds of WITHIN, for all images together; 0 where the query has no deadline."""
+        approximation = self.bound.approximation
+        return 0.0 if approximation is None or approximation.within is None else approximation.within
+
+    def _clock(self, index: int, plan: QueryPlan, started: float) -> Clock | None:
+        """For an image: an equal part of what those before it left over."""
+        if not self._allowed():
+            return None
+        return Clock(self._allowance / (len(self.bound.images) - index), started)
+
+    def _results(self, captured: Captured, prepared: Prepared) -> KnownResults | None:
+        """What earlier queries found that this one may use and add to; None where it is to find all by itself."""
+        settings = self.bound.settings
+        if not settings["reuse_results"] or settings["debug"] or not captured.fingerprint:
+            return None
+        return KnownResults(self._catalog, captured.fingerprint, prepared, settings)
+
+    def _with_known(self) -> QueryPlan:
+        """The plan, and how much of it is known already."""
+        prepared = self._prepared(0)
+        captured, plan = self._plan_for(prepared.occlusions)
+        results = self._results(captured, prepared)
+        count = 0 if results is None else results.count()
+        return replace(plan, notes=(*plan.notes, *note_of_reuse(count, plan.occlusions.count)))
 
     def _prepared(self, index: int) -> Prepared:
         if index > 0:
@@ -203,11 +264,13 @@ class Query:
         native.compiling.postpone()
         without = native.compiling.pending
         plan = self._new_plan(captured, occlusions)
-        if without and worth_waiting(plan, native.compiling.seconds):
+        if without and (self._allowed() or worth_waiting(plan, native.compiling.seconds)):
             native.compiling.finish()
             without, plan = False, self._new_plan(captured, occlusions)
         if without and plan.tensor is not None:
             return captured, replace(plan, notes=(*plan.notes, _STILL_COMPILING))  # not kept: the next run has them
+        if self._allowed() and plan.tensor is not None and captured.model is not None:
+            make_ready(plan.tensor, captured.model.weights, plan.device)  # else the first deadline would be spent on that
         self._planned = captured, occlusions, plan
         return captured, plan
 

@@ -97,6 +97,8 @@ SETTINGS: dict[str, Setting] = {
         ),
         Setting("max_image_pixels", 100_000_000, _integer(1), "images with more pixels are refused"),
         Setting("memory_limit_mb", 4096, _integer(64), "memory for the deltas of one batch and the views"),
+        Setting("results_megabytes", 256, _integer(0), "the catalog's exact results take at most so much; the oldest go first"),
+        Setting("reuse_results", True, _boolean, "take exact results from the catalog, and keep them there"),
         Setting(
             "tolerance", 0.0, _number(0.0), "largest relative error of score changes that low precision may cause; 0: exact"
         ),

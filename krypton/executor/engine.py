@@ -6,7 +6,8 @@ An execution asks one for tiles, all of them at once or stage by stage (`stages`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Protocol
@@ -18,6 +19,7 @@ from krypton.executor.energy import EnergyMeter
 from krypton.executor.memory import half_of
 from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
+from krypton.executor.pacing import Pacing, Unhurried
 from krypton.executor.precision import Precision, Scores, probability_of_prediction, settle
 from krypton.executor.program import Program, StopExecutionError
 from krypton.executor.sensitivity import sensitivities
@@ -29,6 +31,12 @@ from krypton.planner.precision import by_weight, exact_kernels, in_low_precision
 from krypton.planner.stages import with_tilings
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
+
+EARLY = 0.04
+"""Of all positions, when the first are made known: the rest of the model then runs on few."""
+
+
+_ALL = Unhurried()
 
 
 @dataclass(frozen=True)
@@ -46,27 +54,37 @@ class Batch:
 
 @dataclass
 class Seen:
-    """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there."""
+    """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there.
+    `reused`: how many were known from an earlier run."""
 
     trimmed: bool = False
+    reused: int = 0
 
 
 class Engine(Protocol):
     """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any,
     `learned` how sensitive to it layers were found to be, by their weight.
 
-    `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
+    `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes, which is what `run`
+    gives anyway where the engine's `exact` says so; `pacing` decides while it runs how far it goes. `measure` answers
     exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
     early when the run is cancelled.
     """
 
     base_logits: Tensor
-    precision: Precision | None
-    learned: Mapping[Reference, float]
-    seen: Seen
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]: ...
-    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]: ...
+    @property
+    def learned(self) -> Mapping[Reference, float]: ...
+
+    @property
+    def precision(self) -> Precision | None: ...
+    @property
+    def seen(self) -> Seen: ...
+    @property
+    def exact(self) -> bool: ...
+
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = ...) -> Iterator[Batch]: ...
+    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = ...) -> Iterator[Batch]: ...
     def settled(self, plan: QueryPlan) -> QueryPlan: ...
 
 
@@ -75,18 +93,22 @@ class NaiveEngine:
 
     precision: Precision | None = None
     learned: Mapping[Reference, float] = {}
+    exact = True
 
     def __init__(self, module: nn.Module, occluder: Occluder, batch: int, cancelled: Callable[[], bool] | None) -> None:
         self._module, self._occluder, self._batch, self._cancelled = module, occluder, batch, cancelled
         self.seen = Seen()
         self.base_logits = naive_logits(module, occluder.image[None])[0].cpu()
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
-        for indices, logits in naive_batches(self._module, self._occluder, self._batch, tiles, self._cancelled):
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = _ALL) -> Iterator[Batch]:
+        paced = pacing.tiles(tiles)
+        for indices, logits, seconds in naive_batches(self._module, self._occluder, self._batch, paced, self._cancelled):
+            pacing.ran(len(indices), seconds)
+            pacing.finished(len(indices), 0.0)
             yield Batch(indices, logits)
 
-    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
-        return self.run(tiles)
+    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
+        return self.run(tiles, pacing=pacing)
 
     def settled(self, plan: QueryPlan) -> QueryPlan:
         return plan
@@ -115,6 +137,7 @@ class TensorEngine:
         self._tensor, self.precision, self.seen = plan.tensor, None, Seen()
         self.learned: Mapping[Reference, float] = {}
         every = plan.tensor.tiling.tiles(plan.occlusions)
+        self._early = math.ceil(EARLY * plan.occlusions.count)
         self._program = self._compile(plan.tensor)
         self.base_logits = self._program.prepare(occluder.image, every if plan.tensor.tolerance else tiles).cpu()
         if plan.tensor.tolerance:
@@ -131,18 +154,18 @@ class TensorEngine:
         """Is what the plan computes exact?"""
         return not (self._tensor.cut or in_low_precision(self._tensor.graph))
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = _ALL) -> Iterator[Batch]:
         program = self._exact_program if exact and not self.exact else self._program
         asked, (tiles, unchanged) = list(tiles), self._occluder.trimmed(tiles)
         self.seen.trimmed = self.seen.trimmed or tiles != asked
         if unchanged:
             yield Batch(torch.tensor(unchanged), self.base_logits.expand(len(unchanged), -1))
-        for batch in tile_batches(program, program.plan, self._occluder, tiles):
+        for batch in tile_batches(program, program.plan, self._occluder, tiles, self._early, pacing):
             yield replace(batch, exact=exact or self.exact)
 
-    def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
+    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
         program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
-        return tile_batches(program, program.plan, self._occluder, tiles)
+        return tile_batches(program, program.plan, self._occluder, tiles, pacing=pacing)
 
     def settled(self, plan: QueryPlan) -> QueryPlan:
         graph = self._meter.cut(self._tensor.keep)
@@ -189,14 +212,24 @@ class TensorEngine:
             return {}
 
 
-def tile_batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
-    """Tiles through the trunk; whole values are gathered until a batch for the head is full."""
+def tile_batches(
+    program: Program,
+    tensor: TensorPlan,
+    occluder: Occluder,
+    tiles: Iterable[OcclusionTile],
+    early: int | None = None,
+    pacing: Pacing = _ALL,
+) -> Iterator[Batch]:
+    """Tiles through the trunk; whole values are gathered until a batch for the head is full, the first one when there are
+    `early` of them. A run that is cancelled in the trunk yields what was gathered, unless it is cancelled in the head, too."""
     waiting: list[dict[int, Tensor]] = []
     indices: list[int] = []
     most = tensor.head_batch
+    wanted = min(most, early or most)
 
     def flush() -> Batch:
         nonlocal most
+        started = time.perf_counter()
         values = {key: torch.cat([part[key] for part in waiting]) for key in waiting[0]}
         logits = None
         while logits is None:
@@ -208,15 +241,24 @@ def tile_batches(program: Program, tensor: TensorPlan, occluder: Occluder, tiles
         taken = indices[:size]
         del indices[:size]
         waiting[:] = [{key: value[size:] for key, value in values.items()}] if indices else []
-        return Batch(torch.tensor(taken), logits.float().cpu())
+        found = Batch(torch.tensor(taken), logits.float().cpu())
+        pacing.finished(size, time.perf_counter() - started)
+        return found
 
     try:
-        for tile in tiles:
+        for tile in pacing.tiles(tiles):
+            started = time.perf_counter()
             for part, values in _with_halving(program, occluder, tile):
+                pacing.ran(len(part.indices), time.perf_counter() - started)
                 waiting.append(values)
                 indices.extend(part.indices)
-                while len(indices) >= most:
+                while len(indices) >= min(wanted, most):
                     yield flush()
+                    wanted = most
+                started = time.perf_counter()
+    except StopExecutionError:
+        pass
+    try:
         while indices:
             yield flush()
     except StopExecutionError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,19 @@ from krypton.errors import ExecutionError
 from krypton.executor.engine import Batch, Engine, NaiveEngine, TensorEngine
 from krypton.executor.memory import give_back, kept_blocks
 from krypton.executor.occluder import Occluder
+from krypton.executor.pacing import Clock
 from krypton.executor.precision import Scores, probability_of_prediction
+from krypton.executor.program import Program
+from krypton.executor.reuse import Known, ReusingEngine
 from krypton.executor.stages import run_stages
-from krypton.ir.occlusions import OcclusionTile, tile_around
-from krypton.ir.plan import QueryPlan
+from krypton.executor.within import run_within
+from krypton.ir.occlusions import OcclusionTile
+from krypton.ir.plan import QueryPlan, TensorPlan
 from krypton.ir.verify import verify_plan
 from krypton.ir.weights import WeightStore
 from krypton.planner.cost import DeviceProfile
+from krypton.planner.order import spread, together
+from krypton.planner.precision import exact_kernels
 from krypton.settings import Settings
 
 
@@ -57,6 +64,11 @@ class Execution:
         """Were occlusions left out or made smaller so far, because the fill equals the image there?"""
         return self._seen.trimmed
 
+    @property
+    def reused(self) -> int:
+        """How many positions were not computed so far, for they were known."""
+        return self._seen.reused
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
@@ -85,6 +97,8 @@ def execute(
     cancelled: Callable[[], bool] | None = None,
     scores: Callable[[Tensor], Scores] | None = None,
     profile: DeviceProfile | None = None,
+    known: Callable[[Tensor], Known | None] | None = None,
+    clock: Clock | None = None,
 ) -> Execution:
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
 
@@ -92,7 +106,8 @@ def execute(
     stages. `cancelled` is asked between operators (between batches in naive plans); when it says so, the run ends early
     without an error. `scores` makes, of the base logits, the scores that the tolerance of a plan in low precision is about,
     and a drill-down; by default the probability of the predicted class. `profile` says what tiles cost, where they are
-    chosen anew when fields were cut.
+    chosen anew when fields were cut. `known` gives, for the base logits, exact values that need not be computed. `clock` is
+    that of a plan with a deadline; it starts now unless it is given.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()
@@ -101,10 +116,14 @@ def execute(
         raise ExecutionError(f"the plan is for images {plan.input_shape}, this one is {tuple(image.shape)}")
     if plan.stages and tiles is not None:
         raise ExecutionError("an approximate plan chooses its tiles itself, stage by stage: run it without tiles")
+    within = plan.approximation.within if plan.approximation is not None else None
+    if within is not None:
+        clock = clock or Clock(within)
+        cancelled = _either(clock.cancelled, cancelled)
     started = time.perf_counter()
     device = torch.device(plan.device)
     if tiles is None:
-        tiles = _every(plan)
+        tiles = [] if within is not None else _every(plan)  # what there is time for turns out on the way
     actual: dict[int, float] = {}
     with _threads(settings), kept_blocks(), torch.no_grad():
         occluder = Occluder(plan.occlusions, image.to(device).float(), fill.to(device).float().expand(image.shape))
@@ -127,18 +146,38 @@ def execute(
                 profile=profile,
                 scores=scores,
             )
-        if plan.stages:
-            batches = run_stages(plan, engine, (scores or probability_of_prediction)(engine.base_logits))
+        found = known(engine.base_logits) if known is not None else None
+        scored = (scores or probability_of_prediction)(engine.base_logits)
+        if found is not None and within is None:
+            engine = ReusingEngine(engine, plan.occlusions, found)
+        if within is not None and clock is not None:
+            batches = run_within(plan, engine, scored, clock, found)
+        elif plan.stages:
+            batches = run_stages(plan, engine, scored)
         else:
             batches = engine.run(tiles)
         return Execution(engine, _scoped(batches, settings), actual, started)
 
 
+def make_ready(tensor: TensorPlan, weights: WeightStore, device: str) -> None:
+    """Build the kernels of a plan with their layouts of the weights, and load what interpolates: the first run does so else."""
+    import scipy.ndimage
+    import scipy.spatial  # noqa: F401
+
+    where, uncut = torch.device(device), tensor.uncut()
+    exactly = replace(uncut, graph=exact_kernels(uncut.graph, uncut.alternatives), tolerance=0.0)
+    with torch.no_grad():
+        for each in (tensor, exactly):
+            Program(each, weights.on(where), where)
+
+
+def _either(first: Callable[[], bool], second: Callable[[], bool] | None) -> Callable[[], bool]:
+    return first if second is None else lambda: first() or second()
+
+
 def _every(plan: QueryPlan) -> list[OcclusionTile]:
-    """All occlusions."""
-    if plan.tensor is not None:
-        return plan.tensor.tiling.tiles(plan.occlusions)
-    return [tile_around(range(plan.occlusions.count), plan.occlusions.rectangles().reshape(-1, 4))]
+    """All occlusions, those of a grid coarsely all over first."""
+    return [together(plan.occlusions)] if plan.tensor is None else spread(plan.tensor.tiling, plan.occlusions)
 
 
 @contextlib.contextmanager

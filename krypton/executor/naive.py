@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +28,20 @@ def naive_batches(
     module: nn.Module,
     occluder: Occluder,
     batch: int,
-    tiles: Sequence[OcclusionTile],
+    tiles: Iterable[OcclusionTile],
     cancelled: Callable[[], bool] | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(places, logits) of the occlusions in some tiles, in order. Smaller batches when memory runs out."""
-    wanted = [i for tile in tiles for i in tile.indices]
-    start = 0
-    while start < len(wanted) and not (cancelled and cancelled()):
-        indices = wanted[start : start + batch]
-        try:
-            logits = naive_logits(module, occluder.images(indices)).cpu()
-        except (MemoryError, RuntimeError) as error:
-            batch = half_of(len(indices), error)
-            continue
-        yield torch.tensor(indices), logits
-        start += len(indices)
+) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """(places, logits, seconds) of the occlusions in some tiles, tile after tile. Smaller batches when memory runs out."""
+    for tile in tiles:
+        start = 0
+        while start < len(tile.indices):
+            if cancelled and cancelled():
+                return
+            indices, started = tile.indices[start : start + batch], time.perf_counter()
+            try:
+                logits = naive_logits(module, occluder.images(indices)).cpu()
+            except (MemoryError, RuntimeError) as error:
+                batch = half_of(len(indices), error)
+                continue
+            yield torch.tensor(indices), logits, time.perf_counter() - started
+            start += len(indices)

@@ -13,6 +13,7 @@ from krypton.executor.engine import Batch, Engine
 from krypton.executor.precision import Scores
 from krypton.ir.occlusions import Grid, Lattice, OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan, Stage
+from krypton.planner.order import spread
 from krypton.planner.tiles import curve_order, thinned
 
 
@@ -94,7 +95,7 @@ class _Run:
         occlusions, tensor = self.plan.occlusions, self.plan.tensor
         if tensor is not None and stage.kind in ("every", "coarse"):
             tiling, lattice = (tensor.tiling, None) if stage.kind == "every" else (stage.tiling, (stage.rows, stage.columns))
-            return tiling.tiles(occlusions, lattice)
+            return spread(tiling, occlusions, lattice)
         chosen = self._chosen(stage)
         if stage.kind == "measure":
             boxes = occlusions.rectangles().reshape(-1, 4)

@@ -182,7 +182,8 @@ class Tiling:
 
 def tile_around(group: Sequence[int], boxes: Tensor) -> OcclusionTile:
     """A tile of any occlusions, from the rectangles (n, 4) of all."""
-    own = tuple(tuple(make(int(i[axis]), int(i[axis] + i[2 + axis])) for i in boxes[list(group)]) for axis in (0, 1))
+    rectangles = boxes[list(group)].tolist()
+    own = tuple(tuple(make(box[axis], box[axis] + box[2 + axis]) for box in rectangles) for axis in (0, 1))
     return OcclusionTile(tuple(group), hull(*own[0]), hull(*own[1]), (own[0], own[1]))
 
 

@@ -91,6 +91,7 @@ class Approximation:
     `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36). `keep`:
     fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
     query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
+    `within`: seconds from the start of the run to its result.
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
     """
 
@@ -100,14 +101,16 @@ class Approximation:
     speedup: float | None = None
     quality_share: float = 0.0
     seed: int = 0
+    within: float | None = None
 
     def names(self) -> list[str]:
         """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
         named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup")}
-        return [f"{name} {value:g}" for name, value in named.items() if value is not None]
+        found = [f"{name} {value:g}" for name, value in named.items() if value is not None]
+        return found if self.within is None else [*found, f"within {self.within:g} s"]
 
 
-StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out"]
+StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out", "level"]
 
 
 @dataclass(frozen=True)
@@ -117,9 +120,10 @@ class Stage:
     measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. coarse: those at
     the crossings of some `rows` and `columns` of the grid. refine: the positions whose interpolated score is lowest, as far as
     they are not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
-    are only approximately known, exactly; those that were measured, if any were.
-    `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions into
-    tiles, its runs counted in `rows` and `columns`.
+    are only approximately known, exactly; those that were measured, if any were. level: those at the crossings of some `rows`
+    and `columns` that no level before it had, as far as there is time; without rows and columns, all that are left.
+    `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions, or those
+    of a level, into tiles, its runs counted in `rows` and `columns`.
     """
 
     kind: StageKind
@@ -160,5 +164,6 @@ class QueryPlan:
         """How many positions the model is asked about; those that were measured are not asked about again when held out."""
         if not self.stages:
             return self.occlusions.count
-        stages = self.stages[:-1] if self.stages[0].kind == "measure" else self.stages
+        measured = self.stages[0].kind == "measure"
+        stages = self.stages[measured:] if self.stages[-1].kind == "level" else self.stages[: -1 if measured else None]
         return sum(stage.computed for stage in stages)

@@ -88,12 +88,17 @@ def _verify_stages(plan: QueryPlan) -> None:
     kinds = kinds[1:] if kinds[:1] == ["measure"] else kinds
     if any(kind not in STAGES for kind in kinds):
         raise PlanError(f"the plan has an unknown stage: {', '.join(kinds)}")
-    if kinds and kinds[0] not in ("every", "coarse"):
+    assert plan.approximation is not None or not kinds
+    if (plan.approximation is not None and plan.approximation.within is not None) != ("level" in kinds) or (
+        "level" in kinds and {*kinds} != {"level"}
+    ):
+        raise PlanError("a plan has levels, and nothing else, when there is a deadline, and only then")
+    if kinds and kinds[0] not in ("every", "coarse", "level"):
         raise PlanError(f"an approximate plan begins with all positions or coarse ones, not with {kinds[0]!r}")
     if kinds and kinds[0] != "coarse" and {"refine", "interpolate"} & {*kinds}:
         raise PlanError("only between coarse positions something can be refined and interpolated")
     for stage in plan.stages:
-        if stage.kind == "coarse":
+        if stage.kind == "coarse" or (stage.kind == "level" and stage.rows):
             _verify_coarse(plan, stage)
 
 

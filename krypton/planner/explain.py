@@ -110,6 +110,13 @@ def _text(plan: QueryPlan, costs: bool, verbose: bool, actual: Mapping[int, floa
         lines += _table(plan, costs, verbose, actual)
         lines += _surroundings(plan.tensor, plan)
     lines += [f"stage {number}, {_stage(stage, plan)}" for number, stage in enumerate(plan.stages, 1)]
+    if plan.approximation is not None and plan.approximation.within is not None:
+        rest = (
+            "what is left is unknown"
+            if isinstance(plan.occlusions, Masks)
+            else "the rest is interpolated, its quality measured"
+        )
+        lines.append(f"within {plan.approximation.within:g} s: stages as far as there is time; {rest}")
     lines += [f"note: {note}" for note in plan.notes]
     summary = summarise(plan)
     if summary and costs:
@@ -200,6 +207,11 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
                 f"coarse: {len(stage.rows)}×{len(stage.columns)} = {stage.count:,} positions, every {steps[0]}. row and "
                 f"{steps[1]}. column, the last ones too"
             )
+        case "level" if stage.rows:
+            step = stage.rows[1] - stage.rows[0]
+            return f"level: every {step}. row and column, the last ones too, {stage.count:,} positions that are not known yet"
+        case "level":
+            return f"level: {'all' if stage.count == total else 'the other'} {stage.count:,} positions"
         case "refine":
             return f"refine: about {stage.count:,} positions where the interpolated score is lowest"
         case "interpolate":

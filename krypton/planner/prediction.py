@@ -25,6 +25,7 @@ _TILES = 60  # that costs are averaged over, as planning does
 # how many times longer than a byte that is merely written one takes ...
 _FIRST_WRITTEN = 8.0  # ... in memory that the system has to find and to clear
 _PREPARED = 24.0  # ... of weights laid out for a kernel
+_PER_POSITION = ("inference", "tiles", "deltas", "head")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Prediction:
             {part: mine.get(part, 0.0) + others.get(part, 0.0) for part in dict.fromkeys((*mine, *others))},
             max(self.memory_bytes, other.memory_bytes),
         )
+
+    def without(self, known: int) -> Prediction:
+        """The same where the answers for some positions need not be computed."""
+        share = 1 - known / max(self.positions, 1)
+        parts = {part: ms * (share if part in _PER_POSITION else 1.0) for part, ms in self.milliseconds.items()}
+        left = round(self.multiply_adds * share)
+        return replace(self, positions=self.positions - known, multiply_adds=left, milliseconds=parts)
 
     def __mul__(self, times: int) -> Prediction:
         """As often, one after the other."""

@@ -21,6 +21,9 @@ from krypton.settings import Settings
 MEASURED = 16
 """Positions that changes are measured on, at least, before fields are cut."""
 
+COARSEST = 3
+"""Steps across the map, at least, on the first level of a query with a deadline."""
+
 SLACK = 0.95  # of the speed-up asked for: steps are whole numbers, and 2.9 is near enough to 3
 
 
@@ -33,6 +36,8 @@ def plan_stages(
     BindError when a drill-down is asked for and there is no grid, or the speed-up cannot be reached on it.
     """
     total = occlusions.count
+    if approximation.within is not None:
+        return _levels(occlusions, max(math.ceil(approximation.quality_share * total), MEASURED) if measure else 0)
     if approximation.drilldown is None or approximation.speedup is None:
         stages, rough = [Stage("every", total)], 0 if exact else total
     else:
@@ -54,13 +59,31 @@ def plan_stages(
 def with_tilings(
     stages: tuple[Stage, ...], graph: Graph, occlusions: Occlusions, profile: DeviceProfile, settings: Settings
 ) -> tuple[Stage, ...]:
-    """The stages with coarse positions gathered into tiles of their own; they lie too far apart for those of all positions."""
+    """The stages with coarse positions, also those of levels, gathered into tiles of their own; they lie too far apart for
+    those of all positions."""
     return tuple(
         replace(stage, tiling=cheapest_tiling(graph, occlusions, profile, settings, (stage.rows, stage.columns)))
-        if stage.kind == "coarse"
+        if stage.rows
         else stage
         for stage in stages
     )
+
+
+def _levels(occlusions: Occlusions, measured: int) -> tuple[Stage, ...]:
+    """The stages of a query with a deadline: lattices of half the step of the one before, down to all positions."""
+    total = occlusions.count
+    stages = [Stage("measure", min(measured, total))] if measured else []
+    done = 0
+    if isinstance(occlusions, Grid):
+        height, width = occlusions.shape
+        step = 2 ** int(math.log2(max(max(height, width) / COARSEST, 1)))
+        while step > 1:
+            rows, columns = evenly(height, step), evenly(width, step)
+            count = len(rows) * len(columns)
+            if count > done:
+                stages.append(Stage("level", count - done, rows, columns))
+            done, step = count, step // 2
+    return (*stages, Stage("level", total - done)) if total > done else tuple(stages)
 
 
 def first_stride(share: float, speedup: float) -> float:

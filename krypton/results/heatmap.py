@@ -51,14 +51,16 @@ class Heatmap:
 
     A query with a patch has a grid of positions, (rows, columns); one with masks a list of n. "Grid" is either below.
 
-    - logits: float32 (*grid, K), NaN where not known yet; base_logits: float32 (K,), of the unmodified image
+    - logits: float32 (*grid, K), interpolated where not known yet, NaN where there is nothing to do so from (masks);
+      base_logits: float32 (K,), of the unmodified image
     - positions: int64 (*grid, 4), the rectangles (top, left, height, width) in pixels of the model's input; for masks
       their bounding boxes
     - masks: bool (n, H, W), or None for a grid of patches
     - image: what was explained; image_size: (H, W) of the model's input
     - target: the class that is shown; labels: the names of all classes, or None
     - score_kind, activation: what a score is, see `scores.score`
-    - known: bool (*grid), True where there are logits
+    - known: bool (*grid), True where the run has come to its answer. False where a later map of the run will say another,
+      for the value is merely interpolated between what is known so far
     - exact: bool (*grid), True where they were computed exactly, with nothing approximate in between
     - held_out: what an approximate answer had said where exact values were then computed to measure it; see `quality`
     - info: whatever the session says about the run: seconds, model, statement, plan, and `warnings`, which `repr` shows
@@ -85,7 +87,7 @@ class Heatmap:
 
     @property
     def heatmap(self) -> NDArray[np.float32]:
-        """The class's score with the occlusion there, float32 (rows, columns) or (n,); NaN where not known yet."""
+        """The class's score with the occlusion there, float32 (rows, columns) or (n,); NaN where `logits` are."""
         return np.array(self._scores.numpy())
 
     @property
@@ -98,7 +100,7 @@ class Heatmap:
         return np.float32(self.base_score) - self.heatmap
 
     def per_pixel(self) -> NDArray[np.float32]:
-        """The drop per pixel, float32 (H, W): the mean over the known occlusions that cover it, NaN where none does."""
+        """The drop per pixel, float32 (H, W): the mean over the occlusions with a value that cover it, NaN where none does."""
         drops = self.drop().ravel()
         chosen = np.isfinite(drops)
         if self.masks is not None:
@@ -137,11 +139,10 @@ class Heatmap:
 
     @property
     def most_sensitive_index(self) -> int:
-        """The flat index, row by row, of the occlusion with the greatest drop."""
-        drops = self.drop().ravel()
-        if np.isnan(drops).all():
+        """The flat index, row by row, of the known occlusion with the greatest drop."""
+        if not self.known.any():
             raise ExecutionError("no position of this heat map has been computed yet")
-        return int(np.nanargmax(drops))
+        return int(np.nanargmax(np.where(self.known.numpy(), self.drop(), np.nan)))
 
     def for_class(self, which: str | int) -> Heatmap:
         """The map of another class, by label or index, from the same run; raises BindError with the nearest label."""
@@ -198,8 +199,8 @@ class Heatmap:
         if not self.complete:
             text += f", {int(self.known.sum()):,} of {self.known.numel():,} known"
         if self.known.any():
-            top, left, height, width = self.most_sensitive
-            text += f", drops by up to {np.nanmax(self.drop()):.4g} at ({top}, {left}, {height}, {width})"
+            most = float(self.drop().ravel()[self.most_sensitive_index])
+            text += f", drops by up to {most:.4g} at ({', '.join(map(str, self.most_sensitive))})"
         if self.quality is not None:
             text += f", {self.quality}"
         for warning in self.info.get("warnings", ()):

@@ -47,7 +47,7 @@ class Quality:
 def compare(approximate: Heatmap, exact: Heatmap) -> Quality:
     """The quality of `approximate`, by the class and score of `exact`.
 
-    Positions of `approximate` that are not known yet count in SSIM alone, where they are drawn gray. Raises BindError
+    Positions of `approximate` that are not known yet count in SSIM alone, as they are drawn. Raises BindError
     when the maps have different grids, when `exact` is incomplete or when nothing of `approximate` is known.
     """
     if approximate.known.shape != exact.known.shape or not approximate.positions.equal(exact.positions):

@@ -29,7 +29,8 @@ def shared_session(net: SmallNet) -> Iterator[krypton.Connection]:
 
 @pytest.fixture
 def con(shared_session: krypton.Connection) -> Iterator[krypton.Connection]:
-    """A session in memory that knows `net`; tests leave no tables and settings behind."""
+    """A session in memory that knows `net`; tests leave no tables and settings behind, and use no results of others."""
+    shared_session.settings.set("reuse_results", False)
     yield shared_session
     for name, _ in shared_session.settings.items():
         shared_session.settings.reset(name)

@@ -16,8 +16,8 @@ from krypton.estimates import Estimate, duration
 
 @pytest.fixture
 def fresh(net: SmallNet) -> krypton.Connection:
-    """A session that no query ran in."""
-    connection = krypton.connect()
+    """A session that no query ran in, and where each computes everything."""
+    connection = krypton.connect(config={"reuse_results": False})
     connection.register_model("net", net, input_shape=SHAPE, labels=LABELS)
     return connection
 

@@ -151,7 +151,7 @@ def test_a_source_is_loaded(tmp_path: Path, pixels: NDArray[np.uint8], monkeypat
         ({"score": 3}, "unknown score"),
         ({"mode": "fast"}, "unknown mode"),
         ({"mode": "approximate", "ssim": 0.9}, "ssim is not available yet"),
-        ({"within": 3}, "not available yet"),
+        ({"within": 0}, "a number of seconds above 0"),
         ({"device": "tpu"}, "unknown device"),
         ({"strides": 4}, "unknown option"),
         ({"tau": 0.5}, "needs MODE APPROXIMATE"),

@@ -207,7 +207,7 @@ MASK = np.ones((1, 32, 40), dtype=bool)
         ("MODE APPROXIMATE WITH (ssim => 0.9)", "WITH", "not available yet"),
         ("MODE APPROXIMATE WITH (quality_share => 2)", "WITH", "at most 1"),
         ("MODE APPROXIMATE WITH (quality_shore => 2)", "WITH", 'Did you mean "quality_share"'),
-        ("WITHIN 3 SECONDS", "WITHIN", "not available yet"),
+        ("WITHIN 0 SECONDS", "WITHIN", "a number of seconds above 0"),
         ("WITH (bacth => 3)", "WITH", 'unknown option "bacth". Did you mean "batch"'),
         ("WITH (batch => 0)", "WITH", "at least 1"),
         ("WITH (batch => 2.5)", "WITH", "whole number"),

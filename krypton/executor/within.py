@@ -1,0 +1,252 @@
+"""The best map by a deadline: coarse everywhere, then finer level by level, first where neighbours disagree.
+
+The papers' drill-down has two stages whose sizes are chosen beforehand. Here there are as many levels as time allows: each
+halves the step of the one before, and within a level those tiles come first whose known neighbours differ most. Flat regions
+are left for the end. A few positions are held out from all of this: what the finished map says of them, interpolated, is
+compared with their exact values, which tells its quality. When time suffices for all positions, all are computed, and the
+map is exact.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from krypton.errors import ExecutionError
+from krypton.executor.engine import Batch, Engine
+from krypton.executor.interpolation import interpolated
+from krypton.executor.pacing import Clock
+from krypton.executor.precision import Scores
+from krypton.executor.reuse import Known
+from krypton.executor.stages import evenly_drawn
+from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
+from krypton.ir.plan import QueryPlan, Stage, StageKind
+from krypton.planner.order import level_order, spread
+from krypton.planner.tiles import curve_order, thinned
+
+_FLAT = 0.02  # of the map's range: neighbours that differ by less agree
+_SURELY = 0.85  # of the time left that all that is missing may be predicted to take, to begin with it at once
+_HELD_OUT = 0.08  # of the time left, at most; positions for themselves take longer than many together
+_PER_VALUE = 25e-9  # seconds to interpolate and to keep one logit
+_MANY = 100  # positions, of which it shows how long gathering them into tiles takes
+_AT_LEAST = 0.01  # seconds for whatever else happens between the last batch and the answer
+
+
+def run_within(plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock, known: Known | None) -> Iterator[Batch]:
+    """Batches of what is known, of each level, and at the end of the interpolated rest and of what was held out.
+
+    Occlusions by masks have no neighbours: as many as there is time for are computed. `scores` gives (n, targets) of logits
+    (n, K); levels are refined by the first target's. Raises ExecutionError when not even one position can be computed.
+    """
+    return _Within(plan, engine, scores, clock).batches(known)
+
+
+class _Within:
+    """What was found so far: `logits` (n, K), and of each position whether it is `known`, `exact`, and `held` out (n,)."""
+
+    def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock) -> None:
+        assert plan.approximation is not None
+        self.plan, self.engine, self.scores, self.clock = plan, engine, scores, clock
+        self.approximation, self.occlusions = plan.approximation, plan.occlusions
+        self.views_took = clock.spent
+        self.preparing = 0.0  # seconds for each position of a level, before its first tile runs
+        count = plan.occlusions.count
+        self.logits = torch.zeros(count, len(engine.base_logits))
+        self.known = torch.zeros(count, dtype=torch.bool)
+        self.exact = torch.zeros(count, dtype=torch.bool)
+        self.held = torch.zeros(count, dtype=torch.bool)
+        self.held_logits = torch.zeros_like(self.logits)
+        clock.reserve = _AT_LEAST + _PER_VALUE * self.logits.numel()
+
+    def batches(self, known: Known | None) -> Iterator[Batch]:
+        if known is not None:
+            self.engine.seen.reused += len(known.indices)
+            yield self._note(Batch(known.indices, known.logits), "level")
+        yield from self._measured()
+        levels = [stage for stage in self.plan.stages if stage.kind == "level"]
+        for number, stage in enumerate(levels):
+            last = stage is levels[-1]
+            if not last and number and self._time_for_all():
+                continue
+            yield from self._level(stage, first=number == 0, patient=not last)
+            if number == 0 and isinstance(self.occlusions, Grid):
+                self._hold_out()
+        if not self.engine.exact:
+            yield from self._compute(self._tiles(levels[-1], ~self.exact & ~self.held), exact=True)
+        if not (self.known.any() or self.held.any()):
+            raise self._too_short()
+        yield from self._finish()
+
+    def _level(self, stage: Stage, *, first: bool, patient: bool) -> Iterator[Batch]:
+        """One level; with `patient`, without the tiles whose neighbours agree."""
+        if self.clock.stopped:
+            return
+        started, wanted = time.perf_counter(), self._wanted(stage)
+        count = int(wanted.sum())
+        if self.preparing * count > self.clock.left:
+            return
+        tiles = self._tiles(stage, wanted)
+        if first:  # a little at first, to see how long it takes
+            for count in (1, 4):
+                some = [tile.part(slice(0, count)) for tile in tiles[:1]]
+                yield from self._compute(some)
+                done = {index for tile in some for index in tile.indices}
+                tiles = self._without(tiles, done)
+        elif isinstance(self.occlusions, Grid):
+            disagreement = self._disagreement(self.occlusions)
+            of = {tile: float(disagreement[list(tile.indices)].mean()) for tile in tiles}
+            tiles = sorted((tile for tile in tiles if not patient or of[tile] > _FLAT), key=lambda tile: -of[tile])
+        if count >= _MANY:
+            self.preparing = (time.perf_counter() - started) / count
+        yield from self._compute(tiles)
+
+    def _compute(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
+        if tiles and not self.clock.stopped:
+            for batch in self.engine.run(tiles, exact=exact, pacing=self.clock):
+                yield self._note(batch, "level")
+
+    def _note(self, batch: Batch, stage: StageKind) -> Batch:
+        self.logits[batch.indices], self.exact[batch.indices] = batch.logits, torch.tensor(batch.exact)
+        self.known[batch.indices] = True
+        return replace(batch, stage=stage)
+
+    # which positions
+
+    def _wanted(self, stage: Stage) -> Tensor:
+        """(n,) bool: the positions of a level that are still to be computed."""
+        missing = ~self.known
+        if self.engine.exact:  # else the approximate value of what is held out is wanted, too
+            missing &= ~self.held
+        if not stage.rows:
+            return missing
+        on_lattice = torch.zeros(self.occlusions.shape, dtype=torch.bool)
+        on_lattice[torch.tensor(stage.rows)[:, None], torch.tensor(stage.columns)] = True
+        return missing & on_lattice.flatten()
+
+    def _tiles(self, stage: Stage, wanted: Tensor) -> list[OcclusionTile]:
+        """Those positions (n,), gathered by the level's tiling, spread over the map."""
+        chosen, tensor = wanted.nonzero()[:, 0].tolist(), self.plan.tensor
+        if tensor is None:
+            order = level_order(*self.occlusions.shape) if isinstance(self.occlusions, Grid) else range(self.occlusions.count)
+            asked = set(chosen)
+            ordered = [index for index in order if index in asked]
+            boxes = self.occlusions.rectangles().reshape(-1, 4)
+            groups = [ordered[start : start + self.plan.batch] for start in range(0, len(ordered), self.plan.batch)]
+            return [tile_around(group, boxes) for group in groups]
+        if stage.tiling.rows:
+            tiles = spread(stage.tiling, self.occlusions, (stage.rows, stage.columns))
+        else:
+            tiles = spread(tensor.tiling, self.occlusions)
+        if tensor.tiling.groups:
+            tiles = [tiles[place] for place in level_order(1, len(tiles))]
+        return thinned(tiles, self.occlusions, chosen)
+
+    def _without(self, tiles: Sequence[OcclusionTile], done: set[int]) -> list[OcclusionTile]:
+        """The tiles less what was computed of the first one."""
+        left = [index for index in tiles[0].indices if index not in done] if tiles else []
+        return [*thinned(tiles[:1], self.occlusions, left), *tiles[1:]]
+
+    def _disagreement(self, grid: Grid) -> Tensor:
+        """(n,): by how much the score varies around each position, between known neighbours; 1 is the range of the map."""
+        from scipy.ndimage import maximum_filter, minimum_filter
+
+        values = self.scores(self.logits[self.known])[:, :1]
+        sparse = torch.zeros(len(self.known), 1)
+        sparse[self.known] = values
+        found = interpolated(sparse, grid, self.known).view(*grid.shape).numpy()
+        window = 2 * self._step() + 1
+        varies = maximum_filter(found, window) - minimum_filter(found, window)
+        return torch.from_numpy(varies / max(float(np.ptp(found)), 1e-12)).flatten()
+
+    def _step(self) -> int:
+        """About how far known positions are from each other, in positions."""
+        return max(round(math.sqrt(len(self.known) / max(int(self.known.sum()), 1))), 1)
+
+    def _time_for_all(self) -> bool:
+        missing = int((~self.known).sum())
+        return self.clock.predicted(missing) < _SURELY * self.clock.left
+
+    # quality
+
+    def _measured(self) -> Iterator[Batch]:
+        """Where fields are to be cut: exact values, which are held out from then on."""
+        for stage in self.plan.stages:
+            if stage.kind == "measure":
+                boxes = self.occlusions.rectangles().reshape(-1, 4)
+                tiles = [tile_around([index], boxes) for index in self._drawn(~self.exact, stage.count)]
+                for batch in self.engine.measure(tiles, pacing=self.clock):
+                    self._hold(batch)
+                    yield replace(batch, stage="measure")
+                if not self.clock.stopped:
+                    self.plan = self.engine.settled(self.plan)
+
+    def _hold_out(self) -> None:
+        """Compute a few positions exactly that the map is not to know of; not again where some were measured."""
+        if self.held.any() or self.clock.stopped:
+            return
+        affordable = _HELD_OUT * self.clock.left / (self.clock.alone or math.inf)
+        wanted = min(self.approximation.quality_share * len(self.known), affordable)
+        candidates = ~self.known if self.engine.exact else ~self.exact
+        drawn = self._drawn(candidates, math.ceil(wanted) if self.approximation.quality_share else 0)
+        boxes = self.occlusions.rectangles().reshape(-1, 4)
+        for batch in self.engine.run([tile_around([index], boxes) for index in drawn], exact=True, pacing=self.clock):
+            self._hold(batch)
+
+    def _hold(self, batch: Batch) -> None:
+        self.held[batch.indices] = True
+        self.held_logits[batch.indices] = batch.logits
+
+    def _drawn(self, candidates: Tensor, count: int) -> list[int]:
+        order = curve_order(self.occlusions, candidates.nonzero()[:, 0].tolist())
+        return evenly_drawn(order, count, self.approximation.seed)
+
+    def _in_company(self, grid: Grid) -> Tensor:
+        """(n,) bool: held out positions all of whose neighbours were computed; nothing interpolated is like them."""
+        from scipy.ndimage import minimum_filter
+
+        computed = (self.known | self.held).view(*grid.shape).numpy().astype(np.uint8)
+        return self.held & torch.from_numpy(minimum_filter(computed, 3, mode="nearest") == 1).flatten()
+
+    # the end
+
+    def _finish(self) -> Iterator[Batch]:
+        held = self.held.clone()
+        if isinstance(self.occlusions, Grid):
+            if self.engine.exact:
+                held &= ~self._in_company(self.occlusions)
+                yield from self._known_after_all(self.held & ~held)
+            rest = (~self.known).nonzero()[:, 0]
+            if len(rest) and self.known.any():
+                between = interpolated(self.logits, self.occlusions, self.known)[rest]
+                yield Batch(rest, between, exact=False, stage="interpolate")
+            elif len(rest):  # nothing but what was measured
+                held &= False
+                yield from self._known_after_all(self.held)
+                rest = (~self.known).nonzero()[:, 0]
+                between = interpolated(self.logits, self.occlusions, self.known)[rest]
+                yield Batch(rest, between, exact=False, stage="interpolate")
+        else:
+            held &= self.known
+            yield from self._known_after_all(self.held & ~held)
+        indices = held.nonzero()[:, 0]
+        if len(indices):
+            yield Batch(indices, self.held_logits[indices], stage="hold_out")
+
+    def _known_after_all(self, which: Tensor) -> Iterator[Batch]:
+        indices = which.nonzero()[:, 0]
+        if len(indices):
+            yield self._note(Batch(indices, self.held_logits[indices]), "level")
+
+    def _too_short(self) -> ExecutionError:
+        took, asked = self.views_took, self.clock.seconds
+        enough = math.ceil(20 * max(took, time.perf_counter() - self.clock.started)) / 10
+        return ExecutionError(
+            f"{asked:g} seconds are too short for any position: the base views of the image alone took {took:.2f} s. "
+            f"Write WITHIN {enough:g} SECONDS or more, or leave it out"
+        )
