@@ -2,7 +2,7 @@
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
 that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices) and
-`queries` (how long those that ended took), both for `profiles`. The user's tables are the user's: their statements reach
+`queries` (how long those that ended took), both for `profiles`; `tunings` (of models, for `tunings`). The user's tables are the user's: their statements reach
 DuckDB unchanged, over the same connection.
 """
 
@@ -18,7 +18,7 @@ from krypton.duckdb_calls import interruptible, told
 from krypton.errors import BindError, CatalogError
 from krypton.models import Definition
 
-VERSION = 3
+VERSION = 4
 MEMORY = ":memory:"
 
 _TABLES = """
@@ -36,6 +36,9 @@ CREATE TABLE IF NOT EXISTS {schema}.profiles (
 );
 CREATE TABLE IF NOT EXISTS {schema}.queries (
     device VARCHAR, model VARCHAR, predicted VARCHAR, seconds DOUBLE, created TIMESTAMP DEFAULT current_timestamp
+);
+CREATE TABLE IF NOT EXISTS {schema}.tunings (
+    key VARCHAR, model VARCHAR, tuning VARCHAR, created TIMESTAMP DEFAULT current_timestamp
 );
 """
 _FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
@@ -132,6 +135,18 @@ class Catalog:
         """Drop what is known of a device's queries."""
         self._rows(f"DELETE FROM {self._schema}.queries WHERE device = ?", [device])
 
+    # Tunings
+
+    def tunings(self, key: str | None = None) -> list[str]:
+        """Tunings as JSON, the latest last; all of them, or the one of a key."""
+        rows = self._rows(f"SELECT tuning FROM {self._schema}.tunings WHERE key = coalesce(?, key) ORDER BY created", [key])
+        return [text for (text,) in rows]
+
+    def put_tuning(self, key: str, model: str, tuning: str) -> None:
+        """Store a tuning, in the place of an earlier one of that key."""
+        self._rows(f"DELETE FROM {self._schema}.tunings WHERE key = ?", [key])
+        self._rows(f"INSERT INTO {self._schema}.tunings (key, model, tuning) VALUES (?, ?, ?)", [key, model, tuning])
+
     # The user's statements and tables
 
     def sql(self, statement: str, params: Mapping[str, Any] | None = None) -> Any:
@@ -201,7 +216,7 @@ class Catalog:
         ).fetchall()
         if existing:
             version = self._connection.execute(f"SELECT version FROM {self._schema}.about").fetchall()
-            if version in ([(1,)], [(2,)]):  # lacks tables that can be made now
+            if version in ([(1,)], [(2,)], [(3,)]):  # lacks tables that can be made now
                 self._connection.execute(f"BEGIN; {tables} UPDATE {self._schema}.about SET version = {VERSION}; COMMIT;")
             elif version != [(VERSION,)]:
                 raise CatalogError(

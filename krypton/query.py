@@ -19,6 +19,7 @@ from krypton.destinations import Destination, Tables
 from krypton.errors import BindError, CaptureError, KryptonError, unknown
 from krypton.estimates import Estimate, architecture, estimate
 from krypton.executor import execute
+from krypton.goals import promise, settle
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
@@ -33,6 +34,7 @@ from krypton.planner.trials import device_of
 from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
+from krypton.tunings import Tunings
 
 _ALONE = "images go through the model one by one: it mixes the examples of a batch, or takes no batches"
 
@@ -44,20 +46,21 @@ class Query:
     it had finished before (of several images).
     """
 
-    def __init__(self, bound: BoundQuery, graphs: GraphCache, tables: Tables, profiles: Profiles) -> None:
+    def __init__(self, bound: BoundQuery, graphs: GraphCache, tables: Tables, profiles: Profiles, tunings: Tunings) -> None:
         self.bound = bound
         self.partial: Heatmap | None = None
         self.completed: list[Heatmap] = []
         self._graphs = graphs
         self._tables = tables
         self._profiles = profiles
+        self._tunings = tunings
         self._first: Prepared | None = None
         self._prediction: tuple[QueryPlan, DeviceProfile, bool, Prediction] | None = None
         self._planned: tuple[Captured, Occlusions, QueryPlan] | None = None
 
     def plan(self) -> QueryPlan:
         """How the query will be answered (for its first image, if there are several); captures the model if need be."""
-        return self._plan_for(self._prepared(0).occlusions)[1]
+        return self._plan_for(self._prepared(0))[1]
 
     def explain(self, *, format: str = "text", costs: bool = True, analyze: bool = False, verbose: bool = False) -> str:
         """The plan as text, JSON, DOT or Mermaid.
@@ -104,7 +107,7 @@ class Query:
         Of several images, all together; those to come are guessed to have as many masks as the first. Raises CaptureError as
         `plan` does, and for a naive query of a model whose operators cannot be watched.
         """
-        captured, plan = self._plan_for(self._prepared(0).occlusions)
+        captured, plan = self._plan_for(self._prepared(0))
         images, model = len(self.bound.images), self.bound.model
         total = self._predicted(captured, plan, _is_prepared(captured))
         if images > 1:
@@ -151,7 +154,7 @@ class Query:
     def _steps(self, index: int) -> Generator[Answer]:
         """The answer for one image, growing: once when only the base logits are known, then after every batch."""
         prepared = self._prepared(index)
-        captured, plan = self._plan_for(prepared.occlusions)
+        captured, plan = self._plan_for(prepared)
         was_prepared = _is_prepared(captured)
         execution = execute(
             plan,
@@ -162,6 +165,7 @@ class Query:
             settings=self.bound.settings,
             timed=True,
             scores=self.bound.scores,
+            promise=promise(self.bound, prepared),
             profile=self._profiles.of(plan.device),
         )
         with closing(execution):
@@ -181,9 +185,9 @@ class Query:
             self._first = self.bound.prepare(0)
         return self._first
 
-    def _plan_for(self, occlusions: Occlusions) -> tuple[Captured, QueryPlan]:
-        """The plan for these occlusions and the model as it is now."""
-        bound, known = self.bound, self._planned
+    def _plan_for(self, prepared: Prepared) -> tuple[Captured, QueryPlan]:
+        """The plan for an image's occlusions and the model as it is now."""
+        bound, known, occlusions = self.bound, self._planned, prepared.occlusions
         if bound.mode == "naive":
             captured = self._graphs.uncaptured(bound.model)
         else:
@@ -191,11 +195,12 @@ class Query:
             captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"], before=before)
         if known is not None and known[0].same_as(captured) and known[1] is occlusions:
             return captured, known[2]
+        approximation, sources = settle(bound, prepared, captured.key, self._tunings)
         plan = plan_query(
             captured.model,
             occlusions,
             mode=bound.mode,
-            approximation=bound.approximation,
+            approximation=approximation,
             device=bound.device,
             model=bound.model.name,
             settings=bound.settings,
@@ -205,7 +210,7 @@ class Query:
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
         notes = (_ALONE,) if captured.alone else ()
-        plan = replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
+        plan = replace(plan, notes=(*bound.model.notes, *sources, *plan.notes, *notes))
         self._planned = captured, occlusions, plan
         return captured, plan
 

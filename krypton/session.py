@@ -43,6 +43,7 @@ from krypton.sql.binder import bind, parameters
 from krypton.sql.lexemes import Lexeme, split
 from krypton.sql.parser import parse, parse_script
 from krypton.sql.places import clause, placed
+from krypton.tunings import Tunings
 
 Result: TypeAlias = Any
 """A `Query`, an `Estimate`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
@@ -68,6 +69,7 @@ class Connection:
         self.graphs = GraphCache(self.catalog if self.catalog.kept else None)
         self.library = Library(self.catalog)
         self.profiles = Profiles(self.catalog)
+        self.tunings = Tunings(self.catalog)
 
     def sql(self, text: str, params: Mapping[str, Any] | None = None, *, progress: bool | Report = False) -> Result:
         """Run the statements of a text and return what the last one gives.
@@ -190,9 +192,9 @@ class Connection:
     def _act(self, statement: ast.Statement, scope: _Scope, progress: bool | Report) -> Result:
         match statement:
             case ast.ExplainOcclusion():
-                return Query(bind(statement, scope), self.graphs, self.catalog, self.profiles)
+                return Query(bind(statement, scope), self.graphs, self.catalog, self.profiles, self.tunings)
             case ast.ExplainPlan(query, analyze, verbose, format, costs):
-                lazy = Query(bind(query, scope), self.graphs, self.catalog, self.profiles)
+                lazy = Query(bind(query, scope), self.graphs, self.catalog, self.profiles, self.tunings)
                 shown = lazy.explain(format=format or "text", costs=costs is not False, analyze=analyze, verbose=verbose)
                 return Message(shown)
             case ast.CreateModel():
@@ -213,7 +215,7 @@ class Connection:
             case ast.DuckDBStatement(written):
                 return self.catalog.sql(written, scope.parameters_of(written))
             case ast.Estimate(query):
-                return Query(bind(query, scope), self.graphs, self.catalog, self.profiles).estimate()
+                return Query(bind(query, scope), self.graphs, self.catalog, self.profiles, self.tunings).estimate()
             case ast.TuneModel():
                 raise BindError("TUNE MODEL is not available yet: MODE APPROXIMATE WITH (keep => 0.999) measures every map")
             case ast.Calibrate(model, device):

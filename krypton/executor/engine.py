@@ -44,17 +44,19 @@ class Batch:
 
 @dataclass
 class Seen:
-    """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there."""
+    """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there.
+    `goal`: how a goal was met."""
 
     trimmed: bool = False
+    goal: str = ""
 
 
 class Engine(Protocol):
     """`base_logits` (K,) are those of the unmodified image, on the CPU; `precision` what low precision costs, if there is any.
 
     `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes. `measure` does so
-    exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
-    early when the run is cancelled.
+    exactly, and sees where changes are, for `settled`: the plan with fields cut to a share of them, by which `run` then goes.
+    Both end early when the run is cancelled.
     """
 
     base_logits: Tensor
@@ -63,7 +65,7 @@ class Engine(Protocol):
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]: ...
     def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]: ...
-    def settled(self, plan: QueryPlan) -> QueryPlan: ...
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan: ...
 
 
 class NaiveEngine:
@@ -83,7 +85,7 @@ class NaiveEngine:
     def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
         return self.run(tiles)
 
-    def settled(self, plan: QueryPlan) -> QueryPlan:
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
         return plan
 
 
@@ -116,26 +118,27 @@ class TensorEngine:
             self._tensor, self.precision = settle(plan.tensor, every, self.base_logits, scored, self._attempt)
             self._program = self._compile(self._tensor, self._program)
 
-    @cached_property
+    @property
     def exact(self) -> bool:
-        """Is what the plan computes exact?"""
+        """Is what the plan computes exact, as it is now?"""
         return not (self._tensor.cut or in_low_precision(self._tensor.graph))
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
-        program = self._exact_program if exact and not self.exact else self._program
+        program = self._program if self.exact or not exact else self._exact_program
+        exact = exact or self.exact
         asked, (tiles, unchanged) = list(tiles), self._occluder.trimmed(tiles)
         self.seen.trimmed = self.seen.trimmed or tiles != asked
         if unchanged:
             yield Batch(torch.tensor(unchanged), self.base_logits.expand(len(unchanged), -1))
         for batch in tile_batches(program, program.plan, self._occluder, tiles):
-            yield replace(batch, exact=exact or self.exact)
+            yield replace(batch, exact=exact)
 
     def measure(self, tiles: Sequence[OcclusionTile]) -> Iterator[Batch]:
         program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
         return tile_batches(program, program.plan, self._occluder, tiles)
 
-    def settled(self, plan: QueryPlan) -> QueryPlan:
-        graph = self._meter.cut(self._tensor.keep)
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
+        graph = self._meter.cut(keep)
         tiling = cheapest_tiling(graph, plan.occlusions, self._profile, self._settings)
         self._tensor = replace(self._tensor, graph=graph, tiling=tiling)
         self._program = self._compile(self._tensor, self._program)

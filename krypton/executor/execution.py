@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
 from krypton.executor.engine import Batch, Engine, NaiveEngine, TensorEngine
+from krypton.executor.goals import Promise, run_goal
 from krypton.executor.memory import give_back, kept_blocks
 from krypton.executor.occluder import Occluder
 from krypton.executor.precision import Scores, probability_of_prediction
@@ -23,6 +24,7 @@ from krypton.ir.plan import QueryPlan
 from krypton.ir.verify import verify_plan
 from krypton.ir.weights import WeightStore
 from krypton.planner.cost import DeviceProfile
+from krypton.planner.goals import KEEPS
 from krypton.settings import Settings
 
 
@@ -56,6 +58,11 @@ class Execution:
         """Were occlusions left out or made smaller so far, because the fill equals the image there?"""
         return self._seen.trimmed
 
+    @property
+    def goal(self) -> str:
+        """How the goal of the plan was reached, once it is; empty where there is none."""
+        return self._seen.goal
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
@@ -83,6 +90,7 @@ def execute(
     tiles: Sequence[OcclusionTile] | None = None,
     cancelled: Callable[[], bool] | None = None,
     scores: Callable[[Tensor], Scores] | None = None,
+    promise: Callable[[Tensor], Promise] | None = None,
     profile: DeviceProfile | None = None,
 ) -> Execution:
     """Start a plan on an image and a fill, both (C, H, W) float32 in the model's input space.
@@ -90,7 +98,8 @@ def execute(
     Tensor plans need `weights`, others the `module`. `tiles` restricts the run to some of the tiles of a plan without
     stages. `cancelled` is asked between operators (between batches in naive plans); when it says so, the run ends early
     without an error. `scores` makes, of the base logits, the scores that the tolerance of a plan in low precision is about,
-    and a drill-down; by default the probability of the predicted class. `profile` says what tiles cost, where they are
+    and a drill-down; by default the probability of the predicted class. `promise` makes of them what judges the quality of a plan
+    with a goal, which must have it. `profile` says what tiles cost, where they are
     chosen anew when fields were cut.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
@@ -127,7 +136,14 @@ def execute(
                 scores=scores,
             )
         if plan.stages:
-            batches = run_stages(plan, engine, (scores or probability_of_prediction)(engine.base_logits))
+            scored = (scores or probability_of_prediction)(engine.base_logits)
+            if plan.approximation is None or plan.approximation.ssim is None:
+                batches = run_stages(plan, engine, scored)
+            elif promise is None:
+                raise ExecutionError("a plan with a goal needs to be told how its quality is judged")
+            else:
+                keeps = () if plan.tensor is None or "energy_cut" in settings["disabled_rules"] else KEEPS
+                batches = run_goal(plan, engine, scored, promise(engine.base_logits), keeps)
         else:
             batches = engine.run(tiles)
         return Execution(engine, _scoped(batches, settings), actual, started)

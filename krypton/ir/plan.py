@@ -12,7 +12,7 @@ from typing import Literal
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Occlusions, Tiling
 
-PLAN_VERSION = 3
+PLAN_VERSION = 4
 
 ViewScope = Literal["batch", "query"]
 """How long base views live: recomputed for every batch, or shared by all occlusions of the query."""
@@ -88,6 +88,7 @@ class Approximation:
     fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
     query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
+    `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`).
     """
 
     tau: float | None = None
@@ -96,11 +97,16 @@ class Approximation:
     speedup: float | None = None
     quality_share: float = 0.0
     seed: int = 0
+    ssim: float | None = None
 
     def names(self) -> list[str]:
         """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
-        named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup")}
-        return [f"{name} {value:g}" for name, value in named.items() if value is not None]
+        return [f"{name} {value:g}" for name, value in self.options().items()]
+
+    def options(self) -> dict[str, float]:
+        """What is left out, by the names of WITH; empty where nothing is."""
+        named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup", "ssim")}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out"]
@@ -113,7 +119,8 @@ class Stage:
     measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. coarse: those at
     the crossings of some `rows` and `columns` of the grid. refine: the positions whose interpolated score is lowest, as far as
     they are not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
-    are only approximately known, exactly; those that were measured, if any were.
+    are only approximately known, exactly; those that were measured, if any were. Once a goal is promised by those that were
+    measured, no more positions are computed, and the others are interpolated.
     `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions into
     tiles, its runs counted in `rows` and `columns`.
     """

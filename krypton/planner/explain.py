@@ -196,10 +196,14 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
     match stage.kind:
         case "coarse":
             steps = [max(places[1] - places[0], 1) if len(places) > 1 else 1 for places in (stage.rows, stage.columns)]
-            return (
-                f"coarse: {len(stage.rows)}×{len(stage.columns)} = {stage.count:,} positions, every {steps[0]}. row and "
+            size = len(stage.rows) * len(stage.columns)
+            text = (
+                f"coarse: {len(stage.rows)}×{len(stage.columns)} = {size:,} positions, every {steps[0]}. row and "
                 f"{steps[1]}. column, the last ones too"
             )
+            return text if stage.count == size else f"{text}; {stage.count:,} of them are new"
+        case "interpolate" if stage.count == 0:
+            return "interpolate: all positions that the goal did not need, bilinear"
         case "refine":
             return f"refine: about {stage.count:,} positions where the interpolated score is lowest"
         case "interpolate":
