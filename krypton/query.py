@@ -101,6 +101,12 @@ class Query:
             with closing(self._steps(index)) as steps:
                 yield from snapshots(steps)
 
+    def answer(self, index: int) -> Heatmap:
+        """The map of one of its images, of the first class asked for. INTO is not carried out."""
+        with closing(self._steps(index)) as steps:
+            *_, answer = steps
+        return answer.heatmap(copy=False)
+
     def estimate(self) -> Estimate:
         """Positions, seconds with an interval, and memory, without running the query; captures the model if need be.
 

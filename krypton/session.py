@@ -39,14 +39,16 @@ from krypton.progress import Report, reporting
 from krypton.query import Query
 from krypton.settings import Settings
 from krypton.sql import ast
-from krypton.sql.binder import bind, parameters
+from krypton.sql.binder import bind, parameters, tuned_clauses
 from krypton.sql.lexemes import Lexeme, split
 from krypton.sql.parser import parse, parse_script
 from krypton.sql.places import clause, placed
-from krypton.tunings import Tunings
+from krypton.sql.printer import to_sql
+from krypton.tuning import Workplace, image_paths, tune
+from krypton.tunings import Tuning, Tunings
 
 Result: TypeAlias = Any
-"""A `Query`, an `Estimate`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
+"""A `Query`, an `Estimate`, a `Tuning`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
 
 
 def connect(database: str | os.PathLike[str] = MEMORY, config: Mapping[str, object] | None = None) -> Connection:
@@ -74,8 +76,8 @@ class Connection:
     def sql(self, text: str, params: Mapping[str, Any] | None = None, *, progress: bool | Report = False) -> Result:
         """Run the statements of a text and return what the last one gives.
 
-        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, SHOW and
-        DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation.
+        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, TUNE a `Tuning`,
+        SHOW and DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation.
         `params` are the values of $names; `progress` is for commands that take long (see `Query.run`). Raises a
         KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
         """
@@ -217,7 +219,7 @@ class Connection:
             case ast.Estimate(query):
                 return Query(bind(query, scope), self.graphs, self.catalog, self.profiles, self.tunings).estimate()
             case ast.TuneModel():
-                raise BindError("TUNE MODEL is not available yet: MODE APPROXIMATE WITH (keep => 0.999) measures every map")
+                return self._tune(statement, scope, progress)
             case ast.Calibrate(model, device):
                 return self._calibrate(model, device, progress)
 
@@ -262,6 +264,17 @@ class Connection:
                 plans.append(self._usual_plan(self.library.named(model), where))
         with reporting(progress, f"calibrating {where}") as report:
             return calibration(where, self.profiles.measure(where, plans, report))
+
+    def _tune(self, statement: ast.TuneModel, scope: _Scope, progress: bool | Report) -> Tuning:
+        with clause("MODEL"):
+            model = self.library.named(statement.model)
+        with clause("OVER"):
+            images = statement.images
+            paths = image_paths(images.path) if isinstance(images, ast.PathRef) else scope.query_paths(images.sql)
+        clauses = tuned_clauses(statement, scope)
+        place = Workplace(self.graphs, self.catalog, self.profiles, self.tunings, self.settings)
+        with reporting(progress, f"tuning {model.name}") as report:
+            return tune(model, paths, clauses, statement.ssim, statement.sample, place, report, to_sql(statement))
 
     def _usual_plan(self, model: Model, device: str) -> QueryPlan:
         """The plan of a query as most are: patch 16, stride 4 on the whole image."""
