@@ -23,7 +23,8 @@ QUALITY_SHARE = 0.02
 def check_approximation(options: Mapping[str, Any], seed: int) -> Approximation:
     """What the options of a query say, with the defaults for what they do not; raises BindError.
 
-    With ssim, that is left to a tuning or the run. Without tau and keep there is a drill-down; with one of them only if drilldown or speedup is written.
+    With ssim, that is left to a tuning or the run. Without tau and keep there is a drill-down; with one of them only if
+    drilldown or speedup is written.
     """
     given = {name.lower(): value for name, value in options.items()}
     share = number_option("quality_share", given.get("quality_share", QUALITY_SHARE), 0, 1)

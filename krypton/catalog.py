@@ -2,8 +2,8 @@
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
 that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices) and
-`queries` (how long those that ended took), both for `profiles`; `tunings` (of models, for `tunings`). The user's tables are the user's: their statements reach
-DuckDB unchanged, over the same connection.
+`queries` (how long those that ended took), both for `profiles`; `tunings` (of models, for `tunings`). The user's tables are the
+user's: their statements reach DuckDB unchanged, over the same connection.
 """
 
 from __future__ import annotations

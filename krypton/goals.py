@@ -77,7 +77,7 @@ def _tuned(bound: BoundQuery, prepared: Prepared, key: str, tunings: Tunings) ->
     found = tunings.find(wanted)
     if found is None:
         others = [tuning for tuning in tunings.all() if tuning.model.lower() == bound.model.name.lower()]
-        return None, f"{_difference(others[-1], wanted)}. {_advice(bound, others[-1].target)}" if others else ""
+        return None, f"{_difference(others[-1], wanted)}; {_advice(bound, others[-1].target)}" if others else ""
     unlike = (
         (bound.score != "probability", "a tuning is one of PROBABILITY, not of other scores"),
         (not isinstance(bound.target, ast.ClassPredicted | ast.ClassTop), "a tuning is one of the predicted class"),

@@ -76,10 +76,10 @@ class Connection:
     def sql(self, text: str, params: Mapping[str, Any] | None = None, *, progress: bool | Report = False) -> Result:
         """Run the statements of a text and return what the last one gives.
 
-        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, TUNE a `Tuning`,
-        SHOW and DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation.
-        `params` are the values of $names; `progress` is for commands that take long (see `Query.run`). Raises a
-        KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
+        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, TUNE a
+        `Tuning`, SHOW and DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT
+        gives a relation. `params` are the values of $names; `progress` is for commands that take long (see `Query.run`).
+        Raises a KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
         """
         *earlier, last = self._statements(text, params, progress)
         for act in earlier:

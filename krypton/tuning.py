@@ -6,7 +6,6 @@ The arithmetic is `planner.tuning`'s, the store `tunings`'s. Nothing is kept unl
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -122,7 +121,7 @@ def image_paths(where: str) -> list[str]:
         suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         found = [entry for entry in path.iterdir() if entry.suffix.lower() in suffixes]
     else:
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207  # absolute patterns, too
+        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # absolute patterns, too
     files = sorted(str(entry) for entry in found if entry.is_file())
     if not files:
         what = f"the folder '{where}' has no images" if path.is_dir() else f"no file fits '{where}'"
@@ -131,9 +130,7 @@ def image_paths(where: str) -> list[str]:
     return files
 
 
-def _readable(
-    paths: Sequence[str], most: int, model: Model, settings: Settings
-) -> tuple[list[LoadedImage], list[str], int]:
+def _readable(paths: Sequence[str], most: int, model: Model, settings: Settings) -> tuple[list[LoadedImage], list[str], int]:
     """At most so many of the images, one of each of equal parts of the list; their names; how many could not be read."""
     drawn = [paths[index] for index in evenly_drawn(range(len(paths)), most, seed=0)]
     images, problem = [], ""
@@ -158,9 +155,7 @@ def _sample(
 
     exact = query()
     trials = [
-        None
-        if setting.tau == 1
-        else query(mode="approximate", approximation=replace(setting, quality_share=0.0))
+        None if setting.tau == 1 else query(mode="approximate", approximation=replace(setting, quality_share=0.0))
         for setting in settings
     ]
     ssim: list[list[float]] = [[] for _ in settings]

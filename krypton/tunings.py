@@ -32,7 +32,7 @@ _OF_THE_IMAGE = ("mean", "blur", "noise")
 
 @dataclass(frozen=True)
 class Subject:
-    """What a tuning is of. `model` is a hash of the model's content, `fill` one of the fill, or its name if images differ in it."""
+    """What a tuning is of. `model` is a hash of the model's content, `fill` one of the fill, or its name where images differ."""
 
     model: str
     patch: Pair
@@ -128,9 +128,10 @@ class Tuning:
         found = self.setting
         left_out = [f"{count} {what}" for count, what in ((self.flat, "flat"), (self.unreadable, "unreadable")) if count]
         met = sum(deviation >= -MISS for deviation in self.deviations)
+        images = f"{len(self.images)} images" + (f" ({', '.join(left_out)} ones left out)" if left_out else "")
         lines = [
-            f"tuned model {self.model}, patch {by(self.patch)} stride {by(self.stride)} fill {self.fill}, SSIM {self.target:g}, "
-            f"over {len(self.images)} images" + (f" ({', '.join(left_out)} ones left out)" if left_out else ""),
+            f"tuned model {self.model}, patch {by(self.patch)} stride {by(self.stride)} fill {self.fill}, "
+            f"SSIM {self.target:g}, over {images}",
             f"setting {described(found.setting)}: SSIM {sum(found.ssim) / len(found.ssim):.3f} on average, met or missed by at "
             f"most {MISS} on {met} of {len(self.images)} images, {1 / found.typical_cost:.1f}× over exact",
         ]
@@ -189,7 +190,7 @@ def _from_json(text: str) -> Tuning | None:
             "subject": Subject(**about),
             "patch": _pair(data["patch"]),
             "stride": _pair(data["stride"]),
-            "sampled": tuple(Sampled(Approximation(**setting), tuple(ssim), tuple(cost)) for setting, ssim, cost in data["sampled"]),
+            "sampled": tuple(Sampled(Approximation(**setting), tuple(s), tuple(c)) for setting, s, c in data["sampled"]),
             "images": tuple(data["images"]),
             "created": datetime.fromisoformat(data["created"]),
         })  # fmt: skip

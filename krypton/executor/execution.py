@@ -98,9 +98,9 @@ def execute(
     Tensor plans need `weights`, others the `module`. `tiles` restricts the run to some of the tiles of a plan without
     stages. `cancelled` is asked between operators (between batches in naive plans); when it says so, the run ends early
     without an error. `scores` makes, of the base logits, the scores that the tolerance of a plan in low precision is about,
-    and a drill-down; by default the probability of the predicted class. `promise` makes of them what judges the quality of a plan
-    with a goal, which must have it. `profile` says what tiles cost, where they are
-    chosen anew when fields were cut.
+    and a drill-down; by default the probability of the predicted class. `promise` makes of them what judges the
+    quality of a plan with a goal, which must have it. `profile` says what tiles cost, where they are chosen anew when fields
+    were cut.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()

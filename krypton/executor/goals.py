@@ -23,8 +23,8 @@ Promise = Callable[[Tensor, Tensor, Tensor, Tensor], float | None]
 """The estimated SSIM of a map, of its logits (n, K), which of them are exact (n,), the places (m,) of those held out, where the
 logits are exact, too, and what the map would have said there (m, K). None where there is no SSIM."""
 
-MARGIN = 0.0
-"""How much more than the goal must be promised: the rung that stops is the luckiest of several."""
+MARGIN = 0.2
+"""How much more than the goal must be promised, of what is missing to 1: the rung that stops is the luckiest of several."""
 
 
 def run_goal(plan: QueryPlan, engine: Engine, scores: Scores, promise: Promise, keeps: Sequence[float]) -> Iterator[Batch]:
@@ -43,9 +43,7 @@ class GoalRun(StageRun):
     """`held` are the places (m,) of the positions held out, and their exact logits `truth` (m, K); not `known` until a rung
     asks for them."""
 
-    def __init__(
-        self, plan: QueryPlan, engine: Engine, scores: Scores, promise: Promise, keeps: Sequence[float]
-    ) -> None:
+    def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores, promise: Promise, keeps: Sequence[float]) -> None:
         super().__init__(plan, engine, scores)
         assert plan.approximation is not None
         assert plan.approximation.ssim is not None
@@ -115,9 +113,7 @@ class GoalRun(StageRun):
             self.cancelled = sum(len(batch.indices) for batch in found) < len(held)
             if self.cancelled:
                 return
-            said = self._promised(
-                self.known, torch.cat([b.indices for b in found]), torch.cat([b.logits for b in found])
-            )
+            said = self._promised(self.known, torch.cat([b.indices for b in found]), torch.cat([b.logits for b in found]))
             if self.reached:
                 self._say(said, f"every position computed, {len(rest):,} of them with keep {keep:g}")
                 yield from self._computed(self._tiles_of(rest), stage, exact=False)
@@ -165,7 +161,7 @@ class GoalRun(StageRun):
         logits[places], exact = truth[places], exact.clone()
         exact[places] = True
         said = self.promise(logits, exact, places, thought)
-        self.reached = said is not None and said >= self.goal + MARGIN
+        self.reached = said is not None and said >= self.goal + MARGIN * (1 - self.goal)
         return said
 
     def _say(self, said: float | None, what: str) -> None:

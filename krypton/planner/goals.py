@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 from krypton.errors import BindError
-from krypton.ir.occlusions import Grid, Lattice, Occlusions
+from krypton.ir.occlusions import Grid, Occlusions
 from krypton.ir.plan import Approximation, Stage
 
 STEPS = (8, 4, 2)
@@ -19,10 +19,10 @@ STEPS = (8, 4, 2)
 SHARES = {4: 0.1, 2: 0.2}
 """By step: the share of all positions that is refined before the next rung."""
 
-LEAST = 3
-"""Rows and columns of a lattice; also the least that SSIM has a window for."""
+LEAST = 5
+"""Rows and columns of a lattice: with fewer, what is between them is anybody's guess."""
 
-HELD_OUT, FEW = 16, 64
+HELD_OUT, FEW = 24, 64
 """Positions that are held out at least; and of how few in all that would not be worth while."""
 
 KEEPS = (0.97, 0.99, 0.999)
@@ -35,7 +35,7 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
     Raises BindError for masks: SSIM compares maps over a grid.
     """
     if not isinstance(occlusions, Grid):
-        raise BindError("ssim compares maps over a grid of positions, and MASKS have none: use WITH (keep => 0.999), or MODE EXACT")
+        raise BindError("ssim compares maps over a grid, and MASKS have none: use WITH (keep => 0.999), or MODE EXACT")
     total = occlusions.count
     lattices = _lattices(occlusions) if total >= FEW else {}
     if not lattices:
@@ -45,7 +45,8 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
     held_out = min(max(math.ceil(approximation.quality_share * total), HELD_OUT), total - sizes[-1])
     stages, left = [Stage("measure", held_out)], total
     for (step, lattice), size, before in zip(lattices.items(), sizes, [0, *sizes], strict=False):
-        stages.append(Stage("coarse", size - before, *lattice))
+        rows, columns = lattice
+        stages.append(Stage("coarse", size - before, rows, columns))
         left -= size - before
         if step in SHARES:
             refined = min(round(SHARES[step] * total), left)
@@ -54,7 +55,7 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
     return (*stages, Stage("every", max(left, 0)), Stage("interpolate", 0), Stage("hold_out", held_out))
 
 
-def _lattices(grid: Grid) -> dict[int, Lattice]:
+def _lattices(grid: Grid) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
     """By step the rows and columns of those lattices that fit the grid, the last row and column included."""
     found = {step: tuple(tuple(sorted({*range(0, count, step), count - 1})) for count in grid.shape) for step in STEPS}
-    return {step: (rows, columns) for step, (rows, columns) in found.items() if LEAST <= min(len(rows), len(columns))}
+    return {step: (rows, columns) for step, (rows, columns) in found.items() if min(len(rows), len(columns)) >= LEAST}

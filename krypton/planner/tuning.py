@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
@@ -25,7 +25,7 @@ Parameter = Literal["tau", "keep"]
 PARAMETERS: tuple[Parameter, ...] = ("tau", "keep")
 
 TAUS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-KEEPS = (0.9995, 0.999, 0.997, 0.99, 0.97, 0.93)
+KEEPS = (0.9995, 0.999, 0.99, 0.97, 0.93)
 DRILLDOWNS = ((0.4, 2.0), (0.25, 3.0), (0.1, 5.0), (0.05, 8.0))
 BOTH = (0.999, 0.99)
 """Energy cuts that are tried together with each drill-down."""
@@ -34,6 +34,9 @@ MISS = 0.05
 """By how much an image may miss the target, and ..."""
 SURE = 0.9
 """... what share of the images may not miss it by more."""
+
+FITS = 0.02
+"""The farthest that a polynomial may be from the means."""
 
 WORTH = 0.97
 """Of the time of the exact map; what takes longer is not worth its error."""
@@ -84,8 +87,8 @@ EXACT = Approximation()
 class Curve:
     """Mean SSIM over tau or keep: the points as sampled, values ascending, and a polynomial of degree 2 through them.
 
-    Of keep, the polynomial is one of -log10(1 - keep), how many nines it has. Where the polynomial falls somewhere between the
-    points, which no cut can mean, straight lines between the nearest rising values stand in its place.
+    Of keep, the polynomial is one of -log10(1 - keep), how many nines it has. No cut is worse for keeping more, so beyond its
+    peak the polynomial is level. Where it does not fit, straight lines between the means, made to rise, stand in its place.
     """
 
     parameter: Parameter
@@ -93,15 +96,14 @@ class Curve:
     means: tuple[float, ...]
 
     @cached_property
-    def coefficients(self) -> tuple[float, ...] | None:
+    def coefficients(self) -> tuple[float, float, float] | None:
         """Of the polynomial, the constant first; None where lines stand in its place."""
-        places = [_place(self.parameter, value) for value in self.values]
+        places = np.array([_place(self.parameter, value) for value in self.values])
         if len(places) < 3:
             return None
-        constant, linear, square = np.polynomial.polynomial.polyfit(places, self.means, 2).tolist()
-        # the slope is linear: rising at both ends it is rising between them
-        rises = all(linear + 2 * square * end >= 0 for end in (places[0], places[-1]))
-        return (constant, linear, square) if rises else None
+        constant, linear, square = map(float, np.polynomial.polynomial.polyfit(places, self.means, 2))
+        error = max(abs(_level(place, constant, linear, square) - mean) for place, mean in zip(places, self.means, strict=True))
+        return (constant, linear, square) if linear + 2 * square * places[0] >= 0 and error <= FITS else None
 
     @cached_property
     def rising(self) -> tuple[float, ...]:
@@ -115,7 +117,7 @@ class Curve:
         place = _place(self.parameter, value)
         if self.coefficients is None:
             return float(np.interp(place, [_place(self.parameter, known) for known in self.values], self.rising))
-        return min(sum(factor * place**power for power, factor in enumerate(self.coefficients)), 1.0)
+        return min(_level(place, *self.coefficients), 1.0)
 
     def reach(self, target: float) -> float | None:
         """The least value, within those sampled, whose fitted SSIM is the target; None where even the greatest misses it."""
@@ -129,6 +131,13 @@ class Curve:
             middle = (low + high) / 2
             low, high = (low, middle) if self.at(_value(self.parameter, middle)) >= target else (middle, high)
         return min(_value(self.parameter, high), greatest)
+
+
+def _level(place: float, constant: float, linear: float, square: float) -> float:
+    """A polynomial, level beyond its peak."""
+    if square < 0:
+        place = min(place, -linear / (2 * square))
+    return constant + linear * place + square * place**2
 
 
 def _place(parameter: Parameter, value: float) -> float:
@@ -160,8 +169,9 @@ def choose(sampled: Sequence[Sampled], target: float) -> Sampled:
     found = [entry for entry in sampled if len(entry.setting.options()) > 1 and entry.mean >= target]
     for parameter in PARAMETERS:
         alone, fitted = _alone(sampled, parameter), curve(sampled, parameter)
-        value = None if fitted is None else fitted.reach(target)
-        if value is not None:
+        reached = None if fitted is None else fitted.reach(target)
+        if reached is not None:
+            value = _short(parameter, reached)
             found += [_between(alone, parameter, value), *(entry for known, entry in alone.items() if known > value)]
     able = [entry for entry in found if _sure(entry, target) and entry.typical_cost < WORTH]
     images = len(sampled[0].ssim)
@@ -170,6 +180,18 @@ def choose(sampled: Sequence[Sampled], target: float) -> Sampled:
 
 def _sure(entry: Sampled, target: float) -> bool:
     return sum(ssim >= target - MISS for ssim in entry.ssim) >= SURE * len(entry.ssim)
+
+
+def _short(parameter: Parameter, value: float) -> float:
+    """A value that is no longer than it need be, rounded to the careful side."""
+    if parameter == "tau":
+        return math.ceil(value * 1e3 - 1e-6) / 1e3
+    digits = 2 - math.ceil(math.log10(1 - value))
+    return 1 - math.floor((1 - value) * 10**digits + 1e-6) / 10**digits
+
+
+def _setting(parameter: Parameter, value: float) -> Approximation:
+    return Approximation(tau=value) if parameter == "tau" else Approximation(keep=value)
 
 
 def _between(alone: Mapping[float, Sampled], parameter: Parameter, value: float) -> Sampled:
@@ -181,4 +203,4 @@ def _between(alone: Mapping[float, Sampled], parameter: Parameter, value: float)
         rows = np.array([getattr(alone[known], field) for known in values])  # (values, images)
         return tuple(float(np.interp(_place(parameter, value), places, row)) for row in rows.T)
 
-    return Sampled(replace(EXACT, **{parameter: value}), between("ssim"), between("cost"))
+    return Sampled(_setting(parameter, value), between("ssim"), between("cost"))

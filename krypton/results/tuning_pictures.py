@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from krypton.errors import ExecutionError
-from krypton.planner.tuning import MISS, Parameter, Sampled, curve
+from krypton.planner.tuning import MISS, PARAMETERS, Parameter, Sampled, curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ def figure(sampled: Sequence[Sampled], target: float, deviations: Sequence[float
     """Panels for tau, for keep where there is a curve of it, and for the deviations of the chosen setting."""
     from matplotlib.figure import Figure
 
-    shown: list[Parameter] = [name for name in ("tau", "keep") if curve(sampled, name) is not None]  # type: ignore[arg-type]
+    shown = [name for name in PARAMETERS if curve(sampled, name) is not None]
     drawn = Figure(figsize=(4 * (len(shown) + 1), 3.2), layout="constrained")
     *left, right = np.atleast_1d(drawn.subplots(1, len(shown) + 1))
     for name, ax in zip(shown, left, strict=True):
