@@ -70,14 +70,14 @@ def promise(bound: BoundQuery, prepared: Prepared) -> Callable[[Tensor], Promise
 
 def _tuned(bound: BoundQuery, prepared: Prepared, key: str, tunings: Tunings) -> tuple[Tuning | None, str]:
     """The tuning of just this query, or why there is none where one might be expected."""
-    grid = prepared.occlusions
+    grid, goal = prepared.occlusions, None if bound.approximation is None else bound.approximation.ssim
     if not isinstance(grid, Grid):
         return None, ""
     wanted = subject(bound.model, key, grid.patch, grid.stride, bound.fill, prepared.fill)
     found = tunings.find(wanted)
     if found is None:
         others = [tuning for tuning in tunings.all() if tuning.model.lower() == bound.model.name.lower()]
-        return None, f"{_difference(others[-1], wanted)}; {_advice(bound, others[-1].target)}" if others else ""
+        return None, f"{_difference(others[-1], wanted)}; {_advice(bound, goal or others[-1].target)}" if others else ""
     unlike = (
         (bound.score != "probability", "a tuning is one of PROBABILITY, not of other scores"),
         (not isinstance(bound.target, ast.ClassPredicted | ast.ClassTop), "a tuning is one of the predicted class"),

@@ -127,7 +127,8 @@ def test_a_good_mean_does_not_outweigh_images_that_miss_the_target() -> None:
 @given(st.lists(st.tuples(unit, unit, st.floats(0, 0.3)), min_size=1, max_size=8), st.floats(0.01, 1))
 def test_whatever_is_chosen_keeps_the_promise_on_the_sample(rows: list[tuple[float, float, float]], target: float) -> None:
     entries = [
-        sampled(mean, cost, spread, drilldown=0.01 * (number + 1), speedup=2.0) for number, (mean, cost, spread) in enumerate(rows)
+        sampled(mean, cost, spread, drilldown=0.01 * (number + 1), speedup=2.0)
+        for number, (mean, cost, spread) in enumerate(rows)
     ]
     found = choose(entries, target)
     assert found.mean >= target - 1e-9
