@@ -1,8 +1,8 @@
 """Do tuned settings and goals keep their promise: `python -m benchmarks.tuning` writes results/tuning.json.
 
-On the shipped demo model and synthetic scans, normal ones and those with a lesion. TUNE MODEL runs over some scans; then others are
-explained with `WITH (ssim => x)`, once in a session that has the tuning and once in one that has not and so measures on the image
-itself. Each map is compared with the exact one of its image; flat maps, which have no SSIM, are counted and left out.
+On the shipped demo model and synthetic scans, normal ones and those with a lesion. TUNE MODEL runs over some scans; then others
+are explained with `WITH (ssim => x)`, once in a session that has the tuning and once in one that has not and so measures on the
+image itself. Each map is compared with the exact one of its image; flat maps, which have no SSIM, are counted and left out.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _OF_THE_IMAGE = ("mean", "blur", "noise")
 
 @dataclass(frozen=True)
 class Subject:
-    """What a tuning is of. `model` is a hash of the model's content, `fill` one of the fill, or its name where images differ."""
+    """What a tuning is of. `model` is a hash of the model's content, `fill` one of the fill, or a name."""
 
     model: str
     patch: Pair

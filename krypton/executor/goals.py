@@ -69,14 +69,13 @@ class GoalRun(StageRun):
                     yield self._note(Batch(self.held[rough], self.truth[rough]), stage)
 
     def _hold_out(self, stage: Stage) -> Iterator[Batch]:
-        """Positions that are in no lattice, exactly; where changes are is seen as well."""
+        """Positions that are in no lattice, exactly."""
         width = self.plan.occlusions.shape[1]
         lattices = {y * width + x for other in self.plan.stages for y in other.rows for x in other.columns}
         outside = [place for place in range(len(self.logits)) if place not in lattices]
         chosen = evenly_drawn(curve_order(self.plan.occlusions, outside), stage.count, self.approximation.seed)
-        boxes = self.plan.occlusions.rectangles().reshape(-1, 4)
         found = []
-        for batch in self.engine.measure([tile_around([index], boxes) for index in chosen]):
+        for batch in self.engine.run(self._tiles_of(sorted(chosen)), exact=True):
             found.append(batch)
             yield replace(batch, stage=stage.kind)
         self.cancelled = sum(len(batch.indices) for batch in found) < len(chosen)
@@ -106,10 +105,11 @@ class GoalRun(StageRun):
     def _rest(self, stage: Stage) -> Iterator[Batch]:
         """All that is missing, cut if that will do."""
         rest, uncut = (~self.known).nonzero()[:, 0].tolist(), self.plan
-        for keep in self.keeps if 0 < len(self.held) < len(rest) else ():
+        held = self.held[~self.known[self.held]].tolist()
+        keeps = self.keeps if 0 < len(held) < len(rest) and self._measured(held) else ()
+        for keep in keeps:
             self.plan = self.engine.settled(uncut, keep)
-            held = self.held[~self.known[self.held]]
-            found = list(self.engine.run(self._tiles_of(held.tolist())))
+            found = list(self.engine.run(self._tiles_of(held)))
             self.cancelled = sum(len(batch.indices) for batch in found) < len(held)
             if self.cancelled:
                 return
@@ -118,9 +118,18 @@ class GoalRun(StageRun):
                 self._say(said, f"every position computed, {len(rest):,} of them with keep {keep:g}")
                 yield from self._computed(self._tiles_of(rest), stage, exact=False)
                 return
+        if self.cancelled:
+            return
         self.plan = uncut
         yield from self._exactly(stage, rest)
         self.engine.seen.goal = f"SSIM {self.goal:g} is reached by the exact map; nothing less promised it"
+
+    def _measured(self, chosen: Sequence[int]) -> bool:
+        """Whether the engine has seen where the changes of some positions are; not where it was cancelled."""
+        boxes = self.plan.occlusions.rectangles().reshape(-1, 4)
+        found = self.engine.measure([tile_around([index], boxes) for index in chosen])
+        self.cancelled = sum(len(batch.indices) for batch in found) < len(chosen)
+        return not self.cancelled
 
     def _exactly(self, stage: Stage, chosen: Sequence[int]) -> Iterator[Batch]:
         """Exact values of some positions; what was held out of them is known already."""

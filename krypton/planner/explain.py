@@ -210,6 +210,8 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
             return f"interpolate: about {stage.count:,} positions, bilinear"
         case "hold_out":
             return f"hold out: {stage.count:,} positions, exactly, to measure the quality"
+        case "measure" if plan.approximation is not None and plan.approximation.ssim is not None:
+            return f"measure: {stage.count:,} positions, exactly, to see how good the others become"
         case "measure":
             return f"measure: {stage.count:,} positions, exactly, to see where changes are and how good the others become"
         case "every":

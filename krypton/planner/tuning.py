@@ -186,8 +186,8 @@ def _short(parameter: Parameter, value: float) -> float:
     """A value that is no longer than it need be, rounded to the careful side."""
     if parameter == "tau":
         return math.ceil(value * 1e3 - 1e-6) / 1e3
-    digits = 2 - math.ceil(math.log10(1 - value))
-    return 1 - math.floor((1 - value) * 10**digits + 1e-6) / 10**digits
+    scale = 10.0 ** (2 - math.ceil(math.log10(1 - value)))
+    return 1 - math.floor((1 - value) * scale + 1e-6) / scale
 
 
 def _setting(parameter: Parameter, value: float) -> Approximation:

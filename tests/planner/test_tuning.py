@@ -1,6 +1,8 @@
-"""Tuning: which settings are tried, curves against brute force, and that the cheapest one which reaches the target is chosen."""
+"""Tuning: which settings are tried, curves against brute force, and that the cheapest that reaches the target is chosen."""
 
 from __future__ import annotations
+
+import itertools
 
 import hypothesis.strategies as st
 import numpy as np
@@ -53,7 +55,7 @@ def test_a_fitted_curve_never_falls_and_stays_near_the_means(means: list[float],
     means = sorted(means[: len(values)])
     found = Curve(parameter, values, tuple(means))  # type: ignore[arg-type]
     fitted = [found.at(float(value)) for value in np.linspace(values[0], values[-1], 30)]
-    assert all(after >= before - 1e-9 for before, after in zip(fitted, fitted[1:], strict=False))
+    assert all(after >= before - 1e-9 for before, after in itertools.pairwise(fitted))
     for value, mean in zip(values, means, strict=True):
         assert abs(found.at(value) - mean) <= FITS + 1e-9
 
