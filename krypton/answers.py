@@ -129,6 +129,7 @@ class Answer:
             "plan": heading(self._plan),
             "approximations": names,
             **refined,
+            **({"goal": self.execution.goal} if self.execution.goal else {}),
             "precision": None if self.execution.precision is None else asdict(self.execution.precision),
             "fill": self._prepared.fill.description,
             "fill_hash": self._prepared.fill.content_hash,

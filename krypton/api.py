@@ -65,8 +65,8 @@ def explain_occlusion(
     - input_shape: (C, H, W); for a module it is the tensor's or the picture's own size unless said, and pictures of more
       than 1024x1024 pixels need it. mean, std, labels, activation: as in `Connection.register_model`. These five are
       for modules; a source knows its own
-    - options: those of WITH: batch, seed, tolerance; with mode "approximate" also drilldown, speedup, tau, keep and
-      quality_share
+    - options: those of WITH: batch, seed, tolerance; with mode "approximate" also drilldown, speedup, tau, keep,
+      ssim and quality_share
 
     Raises KryptonError of the kind that fits. Graphs that were captured are kept as long as their module lives.
     """
@@ -96,7 +96,7 @@ def explain_occlusion(
     )
     statement = f"explain_occlusion({bound_model.name})"
     bound = build_query(bound_model, [image], clauses, connection.settings, rows=False, statement=statement)
-    heatmap = Query(bound, connection.graphs, connection.catalog, connection.profiles).run(progress)
+    heatmap = Query(bound, connection.graphs, connection.catalog, connection.profiles, connection.tunings).run(progress)
     assert isinstance(heatmap, Heatmap)
     return heatmap
 

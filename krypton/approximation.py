@@ -11,6 +11,9 @@ from krypton.planner.stages import first_stride
 
 APPROXIMATE_OPTIONS = ("tau", "keep", "drilldown", "speedup", "ssim", "quality_share")
 
+MEANS = ("tau", "keep", "drilldown", "speedup")
+"""Those that say what is left out."""
+
 DRILLDOWN, SPEEDUP = 0.25, 3.0
 """The papers' setting for natural images, and the default of MODE APPROXIMATE."""
 
@@ -20,12 +23,16 @@ QUALITY_SHARE = 0.02
 def check_approximation(options: Mapping[str, Any], seed: int, within: float | None = None) -> Approximation:
     """What the options of a query say, with the defaults for what they do not; raises BindError.
 
-    Without tau and keep there is a drill-down; with one of them only if drilldown or speedup is written. With a deadline,
-    `within` seconds, there is none: how many positions are computed is then a matter of time.
+    With ssim, that is left to a tuning or the run. Without tau and keep there is a drill-down; with one of them only if
+    drilldown or speedup is written. With a deadline, `within` seconds, there is none: how many positions are computed is then
+    a matter of time.
     """
     given = {name.lower(): value for name, value in options.items()}
+    share = number_option("quality_share", given.get("quality_share", QUALITY_SHARE), 0, 1)
+    if "ssim" in given and within is not None:
+        raise BindError("WITHIN and option ssim are two goals, of which a query takes one: leave one out")
     if "ssim" in given:
-        raise BindError("option ssim is not available yet: choose keep, tau or speedup, and see the quality that the map says")
+        return Approximation(quality_share=share, seed=seed, ssim=check_goal(given))
     tau, keep = (number_option(name, given[name], 0, 1, above=True) if name in given else None for name in ("tau", "keep"))
     drilldown, speedup = None, None
     fixed = sorted({"drilldown", "speedup"} & {*given})
@@ -37,8 +44,23 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
         drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
         speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
         first_stride(drilldown, speedup)
-    share = number_option("quality_share", given.get("quality_share", QUALITY_SHARE), 0, 1)
     return Approximation(tau, keep, drilldown, speedup, share, seed, within)
+
+
+def check_goal(given: Mapping[str, Any]) -> float:
+    """The goal of options with one; raises BindError where others say already what is to be left out."""
+    means = [name for name in MEANS if name in given]
+    if means:
+        raise BindError(
+            f"ssim is a goal, and {' and '.join(means)} already {'says' if len(means) == 1 else 'say'} what is left out: write "
+            f"ssim alone, and what reaches it is chosen, or {', '.join(means)} without it, and the map says its quality"
+        )
+    return number_option("ssim", given["ssim"], 0, 1, above=True)
+
+
+def tunable(options: Mapping[str, Any]) -> bool:
+    """Whether the options of a query in mode approximate leave it to a tuning what is left out."""
+    return not {name.lower() for name in options} & {*MEANS}
 
 
 def whole_option(name: str, value: object, least: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from krypton.approximation import APPROXIMATE_OPTIONS, check_approximation, number_option, whole_option
+from krypton.approximation import APPROXIMATE_OPTIONS, check_approximation, number_option, tunable, whole_option
 from krypton.errors import BindError, unknown
 from krypton.executor.precision import Scores
 from krypton.fills import Fill, FillSpec, make_fill
@@ -54,7 +54,7 @@ class BoundQuery:
 
     `images` are loaded, or paths of existing files that are loaded when their turn comes. `several`: the answer is a list
     of maps, whatever its length. `settings` are those of the session when the query was made, WITH included.
-    `approximation`: what MODE APPROXIMATE may leave out, None in other modes.
+    `approximation`: what MODE APPROXIMATE may leave out, None in other modes; `tunable`: a tuning of the model may say better.
     """
 
     model: Model
@@ -68,6 +68,7 @@ class BoundQuery:
     settings: Settings
     seed: int
     approximation: Approximation | None
+    tunable: bool
     into: IntoFile | IntoTable | None
     several: bool
     statement: str
@@ -141,6 +142,9 @@ def build_query(
     own = Settings(dict(settings.items()))
     for name, value in options.items():
         own.set(name, value)
+    if approximation is not None and approximation.ssim is not None and own["tolerance"] > 0:
+        with clause("WITH"):
+            raise BindError("ssim and tolerance both say how near the map is to be: leave out one of them (tolerance => 0)")
     with clause("DEVICE"):
         device = check_device(clauses.device or _default_device(own, model))
     occlusions = _check_occlusions(clauses, model)
@@ -162,6 +166,7 @@ def build_query(
         own,
         seed,
         approximation,
+        approximation is not None and approximation.within is None and tunable(written),
         clauses.into,
         rows or isinstance(target, (ClassTop, ClassAll)),
         statement,

@@ -2,8 +2,9 @@
 
 Schema `krypton`: `about` (the version of these tables), `models` (definitions, as text; live modules only by name, so
 that a later session can say what is missing), `graphs` (captured graphs, for `graphs`), `profiles` (of devices) and
-`queries` (how long those that ended took), both for `profiles`, `sensitivities` (of layers) and `results` (exact values, for
-`known`). The user's tables are the user's: their statements reach DuckDB unchanged, over the same connection.
+`queries` (how long those that ended took), both for `profiles`, `sensitivities` (of layers), `results` (exact values, for
+`known`) and `tunings` (of models). The user's tables are the user's: their statements reach DuckDB unchanged, over the same
+connection.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ CREATE TABLE IF NOT EXISTS {schema}.sensitivities (
 );
 CREATE TABLE IF NOT EXISTS {schema}.results (
     key VARCHAR, places BLOB, logits BLOB, base BLOB, bytes BIGINT, number BIGINT
+);
+CREATE TABLE IF NOT EXISTS {schema}.tunings (
+    key VARCHAR, model VARCHAR, tuning VARCHAR, created TIMESTAMP DEFAULT current_timestamp
 );
 """
 _FIELDS = "name, source, input_shape, mean, std, labels, activation, trusted"
@@ -177,6 +181,18 @@ class Catalog:
         self._rows(f"DELETE FROM {table} WHERE key = ? AND number < ?", [key, number])
         newer = f"(SELECT number, sum(bytes) OVER (ORDER BY number DESC) AS total FROM {table})"
         self._rows(f"DELETE FROM {table} WHERE number IN (SELECT number FROM {newer} WHERE total > ?)", [most_bytes])
+
+    # Tunings
+
+    def tunings(self, key: str | None = None) -> list[str]:
+        """Tunings as JSON, the latest last; all of them, or the one of a key."""
+        rows = self._rows(f"SELECT tuning FROM {self._schema}.tunings WHERE key = coalesce(?, key) ORDER BY created", [key])
+        return [text for (text,) in rows]
+
+    def put_tuning(self, key: str, model: str, tuning: str) -> None:
+        """Store a tuning, in the place of an earlier one of that key."""
+        self._rows(f"DELETE FROM {self._schema}.tunings WHERE key = ?", [key])
+        self._rows(f"INSERT INTO {self._schema}.tunings (key, model, tuning) VALUES (?, ?, ?)", [key, model, tuning])
 
     # The user's statements and tables
 

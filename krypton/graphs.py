@@ -8,6 +8,7 @@ once more. So code that no fingerprint sees (a function that the model calls) co
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import weakref
 from collections.abc import Mapping
@@ -49,7 +50,8 @@ class Captured:
     `inference` what the model does with one, for estimates (None where it cannot be watched). `fingerprint` is what the model
     was found to be, "" for one that has none.
 
-    Of a model without a fingerprint, `seen` are the hashes of its weights, and what it said of the trial image.
+    Of a model without a fingerprint, `seen` are the hashes of its weights, and what it said of the trial image. `key` is the
+    fingerprint, or one of `seen`: equal for models that answer alike.
     """
 
     model: CapturedModel | None
@@ -59,6 +61,7 @@ class Captured:
     seen: tuple[Mapping[str, Reference], Tensor] | None = None
     inference: Inference | None = None
     fingerprint: str = ""
+    key: str = ""
 
     def same_as(self, other: Captured) -> bool:
         """Whether plans made for one will do for the other."""
@@ -96,7 +99,7 @@ class GraphCache:
             found = _capture(model)
             if store is not None and found.model is not None:
                 store.put_graph(key, *_entry(found.model, set(hashes.values()), model))
-        found = replace(found, fingerprint=key)
+        found = replace(found, fingerprint=key, key=key)
         self._memory[place] = weakref.ref(model.module, lambda _: self._memory.pop(place, None)), key, found
         return found
 
@@ -112,7 +115,15 @@ def _without_fingerprint(model: Model, hashes: Mapping[str, Reference], before: 
     trial = try_out(model.module, _noise(model, 1))
     if before is not None and before.seen is not None and before.seen[0] == hashes and torch.equal(before.seen[1], trial):
         return before
-    return replace(_capture(model), seen=(hashes, trial))
+    return replace(_capture(model), seen=(hashes, trial), key=_weak_key(model, hashes, trial))
+
+
+def _weak_key(model: Model, hashes: Mapping[str, Reference], trial: Tensor) -> str:
+    """In the place of a fingerprint: structure as printed, weights, and what was said of the trial image."""
+    parts = repr(model.module), str(model.preprocessing.shape), *(f"{name}={value}" for name, value in hashes.items())
+    digest = hashlib.sha256("\0".join(parts).encode(errors="surrogatepass"))
+    digest.update(trial.detach().cpu().contiguous().numpy().tobytes())
+    return f"unseen code {digest.hexdigest()}"
 
 
 def _capture(model: Model) -> Captured:

@@ -15,6 +15,7 @@ from krypton.planner.profile import DeviceProfile
 from krypton.planner.rules import RULES
 from krypton.settings import SETTINGS, Settings
 from krypton.sql.ast import Listing
+from krypton.tunings import Tuning, Tunings, by, described
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def show(what: Listing, known: Known) -> Table:
                 [(name, value, SETTINGS[name].default, SETTINGS[name].help) for name, value in known.settings.items()],
             )
         case "tunings":
-            return _table(("model", "patch", "stride", "fill", "ssim"), [])
+            return _tunings(Tunings(known.catalog).all())
         case "devices":
             return _table(("name", "description"), devices())
 
@@ -146,6 +147,29 @@ def _models(known: Known) -> Table:
             )
         )
     return _table(("name", "source", "input", "outputs", "kept"), rows)
+
+
+def _tunings(tunings: Sequence[Tuning]) -> Table:
+    columns = ("model", "patch", "stride", "fill", "ssim", "setting", "over exact", "tau", "keep", "images", "made")
+    rows = []
+    for tuning in tunings:
+        found = tuning.setting
+        at_target = [None if value is None else round(value, 4) for value in (tuning.tau, tuning.keep)]
+        rows.append(
+            (
+                tuning.model,
+                by(tuning.patch),
+                by(tuning.stride),
+                tuning.fill,
+                tuning.target,
+                described(found.setting),
+                round(1 / found.typical_cost, 1),
+                *at_target,
+                len(tuning.images),
+                f"{tuning.created:%Y-%m-%d %H:%M}",
+            )
+        )
+    return _table(columns, rows)
 
 
 def _kept(definition: Definition) -> str:

@@ -22,6 +22,7 @@ from krypton.destinations import Destination, Tables
 from krypton.errors import BindError, CaptureError, KryptonError, unknown
 from krypton.estimates import Estimate, architecture, estimate
 from krypton.executor import Clock, execute, make_ready
+from krypton.goals import promise, settle
 from krypton.graphs import Captured, GraphCache
 from krypton.ir.occlusions import Occlusions
 from krypton.ir.plan import QueryPlan
@@ -40,6 +41,7 @@ from krypton.planner.trials import device_of
 from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
+from krypton.tunings import Tunings
 
 _STILL_COMPILING = "without Krypton's own kernels, which compile once: this query is done before they would be"
 _ALONE = "images go through the model one by one: it mixes the examples of a batch, or takes no batches"
@@ -56,7 +58,7 @@ class Query:
     it had finished before (of several images).
     """
 
-    def __init__(self, bound: BoundQuery, graphs: GraphCache, catalog: Catalog, profiles: Profiles) -> None:
+    def __init__(self, bound: BoundQuery, graphs: GraphCache, catalog: Catalog, profiles: Profiles, tunings: Tunings) -> None:
         self.bound = bound
         self.partial: Heatmap | None = None
         self.completed: list[Heatmap] = []
@@ -64,13 +66,14 @@ class Query:
         self._catalog = catalog
         self._profiles = profiles
         self._allowance = 0.0
+        self._tunings = tunings
         self._first: Prepared | None = None
         self._prediction: tuple[QueryPlan, DeviceProfile, bool, Prediction] | None = None
         self._planned: tuple[Captured, Occlusions, QueryPlan] | None = None
 
     def plan(self) -> QueryPlan:
         """How the query will be answered (for its first image, if there are several); captures the model if need be."""
-        return self._plan_for(self._prepared(0).occlusions)[1]
+        return self._plan_for(self._prepared(0))[1]
 
     def explain(self, *, format: str = "text", costs: bool = True, analyze: bool = False, verbose: bool = False) -> str:
         """The plan as text, JSON, DOT or Mermaid.
@@ -118,6 +121,12 @@ class Query:
             with closing(self._steps(index)) as steps:
                 yield from snapshots(steps)
 
+    def answer(self, index: int) -> Heatmap:
+        """The map of one of its images, of the first class asked for, all of it computed. INTO is not carried out."""
+        with closing(self._steps(index, reuse=False)) as steps:
+            *_, answer = steps
+        return answer.heatmap(copy=False)
+
     def estimate(self) -> Estimate:
         """Positions, seconds with an interval, and memory, without running the query; captures the model if need be.
 
@@ -126,7 +135,7 @@ class Query:
         whose operators cannot be watched.
         """
         prepared = self._prepared(0)
-        captured, plan = self._plan_for(prepared.occlusions)
+        captured, plan = self._plan_for(prepared)
         images, model = len(self.bound.images), self.bound.model
         total = self._predicted(captured, plan, _is_prepared(captured))
         results = self._results(captured, prepared)
@@ -181,7 +190,7 @@ class Query:
         """
         started, before = time.perf_counter(), self._planned
         prepared = self._prepared(index)
-        captured, plan = self._plan_for(prepared.occlusions)
+        captured, plan = self._plan_for(prepared)
         clock = self._clock(index, plan, time.perf_counter() if self._planned is not before else started)
         was_prepared = _is_prepared(captured)
         results = self._results(captured, prepared) if reuse else None
@@ -194,6 +203,7 @@ class Query:
             settings=self.bound.settings,
             timed=True,
             scores=self.bound.scores,
+            promise=promise(self.bound, prepared),
             profile=self._profiles.of(plan.device),
             known=results.find if results is not None else None,
             clock=clock,
@@ -239,7 +249,7 @@ class Query:
     def _with_known(self) -> QueryPlan:
         """The plan, and how much of it is known already."""
         prepared = self._prepared(0)
-        captured, plan = self._plan_for(prepared.occlusions)
+        captured, plan = self._plan_for(prepared)
         results = self._results(captured, prepared)
         count = 0 if results is None else results.count()
         return replace(plan, notes=(*plan.notes, *note_of_reuse(count, plan.occlusions.count)))
@@ -251,9 +261,9 @@ class Query:
             self._first = self.bound.prepare(0)
         return self._first
 
-    def _plan_for(self, occlusions: Occlusions) -> tuple[Captured, QueryPlan]:
-        """The plan for these occlusions and the model as it is now."""
-        bound, known = self.bound, self._planned
+    def _plan_for(self, prepared: Prepared) -> tuple[Captured, QueryPlan]:
+        """The plan for an image's occlusions and the model as it is now."""
+        bound, known, occlusions = self.bound, self._planned, prepared.occlusions
         if bound.mode == "naive":
             captured = self._graphs.uncaptured(bound.model)
         else:
@@ -263,10 +273,10 @@ class Query:
             return captured, known[2]
         native.compiling.postpone()
         without = native.compiling.pending
-        plan = self._new_plan(captured, occlusions)
+        plan = self._new_plan(captured, prepared)
         if without and (self._allowed() or worth_waiting(plan, native.compiling.seconds)):
             native.compiling.finish()
-            without, plan = False, self._new_plan(captured, occlusions)
+            without, plan = False, self._new_plan(captured, prepared)
         if without and plan.tensor is not None:
             return captured, replace(plan, notes=(*plan.notes, _STILL_COMPILING))  # not kept: the next run has them
         if self._allowed() and plan.tensor is not None and captured.model is not None:
@@ -274,13 +284,14 @@ class Query:
         self._planned = captured, occlusions, plan
         return captured, plan
 
-    def _new_plan(self, captured: Captured, occlusions: Occlusions) -> QueryPlan:
-        bound = self.bound
+    def _new_plan(self, captured: Captured, prepared: Prepared) -> QueryPlan:
+        bound, occlusions = self.bound, prepared.occlusions
+        approximation, sources = settle(bound, prepared, captured.key, self._tunings)
         plan = plan_query(
             captured.model,
             occlusions,
             mode=bound.mode,
-            approximation=bound.approximation,
+            approximation=approximation,
             device=bound.device,
             model=bound.model.name,
             settings=bound.settings,
@@ -291,7 +302,7 @@ class Query:
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
         notes = (_ALONE,) if captured.alone else ()
-        return replace(plan, notes=(*bound.model.notes, *plan.notes, *notes))
+        return replace(plan, notes=(*bound.model.notes, *sources, *plan.notes, *notes))
 
     def _sensitivities(self, captured: Captured, occlusions: Occlusions) -> Mapping[Reference, float]:
         """What earlier queries measured of the model's layers, where a tolerance makes use of it."""

@@ -39,13 +39,16 @@ from krypton.progress import Report, reporting
 from krypton.query import Query
 from krypton.settings import Settings
 from krypton.sql import ast
-from krypton.sql.binder import bind, parameters
+from krypton.sql.binder import bind, parameters, tuned_clauses
 from krypton.sql.lexemes import Lexeme, split
 from krypton.sql.parser import parse, parse_script
 from krypton.sql.places import clause, placed
+from krypton.sql.printer import to_sql
+from krypton.tuning import Workplace, image_paths, tune
+from krypton.tunings import Tuning, Tunings
 
 Result: TypeAlias = Any
-"""A `Query`, an `Estimate`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
+"""A `Query`, an `Estimate`, a `Tuning`, a `Message`, a `Table`, or what DuckDB's client gives: a relation."""
 
 
 def connect(database: str | os.PathLike[str] = MEMORY, config: Mapping[str, object] | None = None) -> Connection:
@@ -68,14 +71,15 @@ class Connection:
         self.graphs = GraphCache(self.catalog if self.catalog.kept else None)
         self.library = Library(self.catalog)
         self.profiles = Profiles(self.catalog)
+        self.tunings = Tunings(self.catalog)
 
     def sql(self, text: str, params: Mapping[str, Any] | None = None, *, progress: bool | Report = False) -> Result:
         """Run the statements of a text and return what the last one gives.
 
-        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, SHOW and
-        DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT gives a relation.
-        `params` are the values of $names; `progress` is for commands that take long (see `Query.run`). Raises a
-        KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
+        EXPLAIN OCCLUSION gives a lazy `Query`; before the last statement, it is run. ESTIMATE gives an `Estimate`, TUNE a
+        `Tuning`, SHOW and DESCRIBE a `Table`, EXPLAIN PLAN and commands a `Message`, and everything else is DuckDB's: SELECT
+        gives a relation. `params` are the values of $names; `progress` is for commands that take long (see `Query.run`).
+        Raises a KryptonError of the kind that fits; nothing is run when the text cannot be parsed.
         """
         *earlier, last = self._statements(text, params, progress)
         for act in earlier:
@@ -190,9 +194,9 @@ class Connection:
     def _act(self, statement: ast.Statement, scope: _Scope, progress: bool | Report) -> Result:
         match statement:
             case ast.ExplainOcclusion():
-                return Query(bind(statement, scope), self.graphs, self.catalog, self.profiles)
+                return Query(bind(statement, scope), self.graphs, self.catalog, self.profiles, self.tunings)
             case ast.ExplainPlan(query, analyze, verbose, format, costs):
-                lazy = Query(bind(query, scope), self.graphs, self.catalog, self.profiles)
+                lazy = Query(bind(query, scope), self.graphs, self.catalog, self.profiles, self.tunings)
                 shown = lazy.explain(format=format or "text", costs=costs is not False, analyze=analyze, verbose=verbose)
                 return Message(shown)
             case ast.CreateModel():
@@ -213,9 +217,9 @@ class Connection:
             case ast.DuckDBStatement(written):
                 return self.catalog.sql(written, scope.parameters_of(written))
             case ast.Estimate(query):
-                return Query(bind(query, scope), self.graphs, self.catalog, self.profiles).estimate()
+                return Query(bind(query, scope), self.graphs, self.catalog, self.profiles, self.tunings).estimate()
             case ast.TuneModel():
-                raise BindError("TUNE MODEL is not available yet: MODE APPROXIMATE WITH (keep => 0.999) measures every map")
+                return self._tune(statement, scope, progress)
             case ast.Calibrate(model, device):
                 return self._calibrate(model, device, progress)
 
@@ -260,6 +264,17 @@ class Connection:
                 plans.append(self._usual_plan(self.library.named(model), where))
         with reporting(progress, f"calibrating {where}") as report:
             return calibration(where, self.profiles.measure(where, plans, report))
+
+    def _tune(self, statement: ast.TuneModel, scope: _Scope, progress: bool | Report) -> Tuning:
+        with clause("MODEL"):
+            model = self.library.named(statement.model)
+        with clause("OVER"):
+            images = statement.images
+            paths = image_paths(images.path) if isinstance(images, ast.PathRef) else scope.query_paths(images.sql)
+        clauses = tuned_clauses(statement, scope)
+        place = Workplace(self.graphs, self.catalog, self.profiles, self.tunings, self.settings)
+        with reporting(progress, f"tuning {model.name}") as report:
+            return tune(model, paths, clauses, statement.ssim, statement.sample, place, report, to_sql(statement))
 
     def _usual_plan(self, model: Model, device: str) -> QueryPlan:
         """The plan of a query as most are: patch 16, stride 4 on the whole image."""

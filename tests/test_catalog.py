@@ -160,7 +160,7 @@ def test_a_catalog_of_another_version_is_refused(file: Path) -> None:
 def test_a_catalog_of_an_earlier_version_gets_the_tables_that_it_lacks(version: int, file: Path) -> None:
     first = Catalog(file)
     first.put_model(FULL)
-    for table in ("profiles", "queries", "sensitivities")[version - 1 :]:
+    for table in ("profiles", "queries", "sensitivities", "results", "tunings")[version - 1 :]:
         first.sql(f"DROP TABLE krypton.{table}")
     first.sql(f"UPDATE krypton.about SET version = {version}")
     first.close()
@@ -169,6 +169,8 @@ def test_a_catalog_of_an_earlier_version_gets_the_tables_that_it_lacks(version: 
     second.put_profile("cpu", "{}")
     second.put_query("cpu", "net", "{}", 1.5, 10)
     assert second.finished_queries("cpu") == [("net", "{}", 1.5)]
+    second.put_tuning("k", "net", "{}")
+    assert second.tunings("k") == ["{}"]
     second.close()
     Catalog(file).close()  # is of this version now
 
@@ -182,6 +184,16 @@ def test_the_latest_finished_queries_of_each_device_are_kept() -> None:
     catalog.forget_queries("cpu")
     assert catalog.finished_queries("cpu") == []
     assert len(catalog.finished_queries("cuda")) == 1
+
+
+def test_a_tuning_takes_the_place_of_one_of_its_key(file: Path) -> None:
+    first = Catalog(file)
+    for key, tuning in (("a", "1"), ("b", "2"), ("a", "3")):
+        first.put_tuning(key, "net", tuning)
+    first.close()
+    second = Catalog(file)
+    assert (second.tunings(), second.tunings("a"), second.tunings("c")) == (["2", "3"], ["3"], [])
+    second.close()
 
 
 def test_a_closed_catalog_says_so() -> None:

@@ -55,10 +55,11 @@ class Batch:
 @dataclass
 class Seen:
     """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there.
-    `reused`: how many were known from an earlier run."""
+    `reused`: how many were known from an earlier run; `goal`: how a goal was met."""
 
     trimmed: bool = False
     reused: int = 0
+    goal: str = ""
 
 
 class Engine(Protocol):
@@ -67,15 +68,14 @@ class Engine(Protocol):
 
     `run` answers for the occlusions of some tiles; `exact` asks for values that nothing approximate makes, which is what `run`
     gives anyway where the engine's `exact` says so; `pacing` decides while it runs how far it goes. `measure` answers
-    exactly, and sees where changes are, for `settled`: the plan with fields cut accordingly, by which `run` then goes. Both end
-    early when the run is cancelled.
+    exactly, and sees where changes are, for `settled`: the plan with fields cut to a share of them, by which `run` then goes.
+    Both end early when the run is cancelled.
     """
 
     base_logits: Tensor
 
     @property
     def learned(self) -> Mapping[Reference, float]: ...
-
     @property
     def precision(self) -> Precision | None: ...
     @property
@@ -85,7 +85,7 @@ class Engine(Protocol):
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = ...) -> Iterator[Batch]: ...
     def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = ...) -> Iterator[Batch]: ...
-    def settled(self, plan: QueryPlan) -> QueryPlan: ...
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan: ...
 
 
 class NaiveEngine:
@@ -110,7 +110,7 @@ class NaiveEngine:
     def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
         return self.run(tiles, pacing=pacing)
 
-    def settled(self, plan: QueryPlan) -> QueryPlan:
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
         return plan
 
 
@@ -149,26 +149,27 @@ class TensorEngine:
                 self.learned = by_weight(self._tensor.graph, self._tensor.sensitivity)
             self._program = self._compile(self._tensor, self._program)
 
-    @cached_property
+    @property
     def exact(self) -> bool:
-        """Is what the plan computes exact?"""
+        """Is what the plan computes exact, as it is now?"""
         return not (self._tensor.cut or in_low_precision(self._tensor.graph))
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = _ALL) -> Iterator[Batch]:
-        program = self._exact_program if exact and not self.exact else self._program
+        program = self._program if self.exact or not exact else self._exact_program
+        exact = exact or self.exact
         asked, (tiles, unchanged) = list(tiles), self._occluder.trimmed(tiles)
         self.seen.trimmed = self.seen.trimmed or tiles != asked
         if unchanged:
             yield Batch(torch.tensor(unchanged), self.base_logits.expand(len(unchanged), -1))
         for batch in tile_batches(program, program.plan, self._occluder, tiles, self._early, pacing):
-            yield replace(batch, exact=exact or self.exact)
+            yield replace(batch, exact=exact)
 
     def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
         program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
         return tile_batches(program, program.plan, self._occluder, tiles, pacing=pacing)
 
-    def settled(self, plan: QueryPlan) -> QueryPlan:
-        graph = self._meter.cut(self._tensor.keep)
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
+        graph = self._meter.cut(keep)
         tiling = cheapest_tiling(graph, plan.occlusions, self._profile, self._settings)
         self._tensor = replace(self._tensor, graph=graph, tiling=tiling)
         self._program = self._compile(self._tensor, self._program)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from krypton.errors import ExecutionError
 from krypton.executor.engine import Batch, Engine, NaiveEngine, TensorEngine
+from krypton.executor.goals import Promise, run_goal
 from krypton.executor.memory import give_back, kept_blocks
 from krypton.executor.occluder import Occluder
 from krypton.executor.pacing import Clock
@@ -28,6 +29,7 @@ from krypton.ir.plan import QueryPlan, TensorPlan
 from krypton.ir.verify import verify_plan
 from krypton.ir.weights import WeightStore
 from krypton.planner.cost import DeviceProfile
+from krypton.planner.goals import KEEPS
 from krypton.planner.order import spread, together
 from krypton.planner.precision import exact_kernels
 from krypton.settings import Settings
@@ -69,6 +71,11 @@ class Execution:
         """How many positions were not computed so far, for they were known."""
         return self._seen.reused
 
+    @property
+    def goal(self) -> str:
+        """How the goal of the plan was reached, once it is; empty where there is none."""
+        return self._seen.goal
+
     def __iter__(self) -> Iterator[Batch]:
         return self
 
@@ -96,6 +103,7 @@ def execute(
     tiles: Sequence[OcclusionTile] | None = None,
     cancelled: Callable[[], bool] | None = None,
     scores: Callable[[Tensor], Scores] | None = None,
+    promise: Callable[[Tensor], Promise] | None = None,
     profile: DeviceProfile | None = None,
     known: Callable[[Tensor], Known | None] | None = None,
     clock: Clock | None = None,
@@ -105,9 +113,10 @@ def execute(
     Tensor plans need `weights`, others the `module`. `tiles` restricts the run to some of the tiles of a plan without
     stages. `cancelled` is asked between operators (between batches in naive plans); when it says so, the run ends early
     without an error. `scores` makes, of the base logits, the scores that the tolerance of a plan in low precision is about,
-    and a drill-down; by default the probability of the predicted class. `profile` says what tiles cost, where they are
-    chosen anew when fields were cut. `known` gives, for the base logits, exact values that need not be computed. `clock` is
-    that of a plan with a deadline; it starts now unless it is given.
+    and a drill-down; by default the probability of the predicted class. `promise` makes of them what judges the
+    quality of a plan with a goal, which must have it. `profile` says what tiles cost, where they are chosen anew when fields
+    were cut. `known` gives, for the base logits, exact values that need not be computed. `clock` is that of a plan with a
+    deadline; it starts now unless it is given.
     Raises ExecutionError when an image does not fit the plan or memory runs out for a single occlusion.
     """
     settings = settings or Settings()
@@ -152,6 +161,11 @@ def execute(
             engine = ReusingEngine(engine, plan.occlusions, found)
         if within is not None and clock is not None:
             batches = run_within(plan, engine, scored, clock, found)
+        elif plan.approximation is not None and plan.approximation.ssim is not None:
+            if promise is None:
+                raise ExecutionError("a plan with a goal needs to be told how its quality is judged")
+            keeps = () if plan.tensor is None or "energy_cut" in settings["disabled_rules"] else KEEPS
+            batches = run_goal(plan, engine, scored, promise(engine.base_logits), keeps)
         elif plan.stages:
             batches = run_stages(plan, engine, scored)
         else:

@@ -67,5 +67,5 @@ class ReusingEngine:
     def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
         return self._engine.measure(tiles, pacing=pacing)
 
-    def settled(self, plan: QueryPlan) -> QueryPlan:
-        return self._engine.settled(plan)
+    def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
+        return self._engine.settled(plan, keep)

@@ -23,14 +23,14 @@ def run_stages(plan: QueryPlan, engine: Engine, scores: Scores) -> Iterator[Batc
     `scores` gives (n, targets) of logits (n, K); a drill-down refines where the first target's are lowest. Ends early when the
     engine does.
     """
-    run = _Run(plan, engine, scores)
+    run = StageRun(plan, engine, scores)
     for number in range(len(plan.stages)):
         yield from run.stage(number)
         if run.cancelled:
             return
 
 
-class _Run:
+class StageRun:
     """What was found so far: `logits` (n, K), and for each position whether it is `known` and `exact` (n,).
 
     `plan` becomes another when fields are cut; `measured` are the exact batches that this was decided on.
@@ -68,7 +68,8 @@ class _Run:
             yield replace(batch, stage=stage.kind)
         self.cancelled = _count(tiles) > sum(len(batch.indices) for batch in self.measured)
         if not self.cancelled:
-            self.plan = self.engine.settled(self.plan)
+            assert self.plan.tensor is not None
+            self.plan = self.engine.settled(self.plan, self.plan.tensor.keep)
 
     def _interpolate(self, stage: Stage) -> Iterator[Batch]:
         rest = (~self.known).nonzero()[:, 0]

@@ -184,7 +184,8 @@ class _Within:
                     self._hold(batch)
                     yield replace(batch, stage="measure")
                 if not self.clock.stopped:
-                    self.plan = self.engine.settled(self.plan)
+                    assert self.plan.tensor is not None
+                    self.plan = self.engine.settled(self.plan, self.plan.tensor.keep)
 
     def _hold_out(self) -> None:
         """Compute a few positions exactly that the map is not to know of; not again where some were measured."""

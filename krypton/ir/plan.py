@@ -93,6 +93,7 @@ class Approximation:
     query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
     `within`: seconds from the start of the run to its result.
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
+    `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`).
     """
 
     tau: float | None = None
@@ -102,12 +103,17 @@ class Approximation:
     quality_share: float = 0.0
     seed: int = 0
     within: float | None = None
+    ssim: float | None = None
 
     def names(self) -> list[str]:
         """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
-        named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup")}
-        found = [f"{name} {value:g}" for name, value in named.items() if value is not None]
+        found = [f"{name} {value:g}" for name, value in self.options().items()]
         return found if self.within is None else [*found, f"within {self.within:g} s"]
+
+    def options(self) -> dict[str, float]:
+        """What is left out, by the names of WITH; empty where nothing is."""
+        named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup", "ssim")}
+        return {name: value for name, value in named.items() if value is not None}
 
 
 StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out", "level"]
@@ -120,7 +126,8 @@ class Stage:
     measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. coarse: those at
     the crossings of some `rows` and `columns` of the grid. refine: the positions whose interpolated score is lowest, as far as
     they are not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
-    are only approximately known, exactly; those that were measured, if any were. level: those at the crossings of some `rows`
+    are only approximately known, exactly; those that were measured, if any were. Once a goal is promised by those that were
+    measured, no more positions are computed, and the others are interpolated. level: those at the crossings of some `rows`
     and `columns` that no level before it had, as far as there is time; without rows and columns, all that are left.
     `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions, or those
     of a level, into tiles, its runs counted in `rows` and `columns`.

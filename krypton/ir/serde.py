@@ -87,7 +87,8 @@ def _stage_from_json(data: Json) -> Stage:
 
 
 def _approximation_from_json(data: Json) -> Approximation:
-    numbers = {name: float(data[name]) for name in ("tau", "keep", "drilldown", "speedup", "within") if data[name] is not None}
+    names = ("tau", "keep", "drilldown", "speedup", "within", "ssim")
+    numbers = {name: float(data[name]) for name in names if data[name] is not None}
     return Approximation(**numbers, quality_share=float(data["quality_share"]), seed=int(data["seed"]))
 
 

@@ -83,7 +83,8 @@ def _verify_stages(plan: QueryPlan) -> None:
     if (plan.kind == "approximate") != bool(plan.stages) or bool(plan.stages) != (plan.approximation is not None):
         raise PlanError("a plan has stages when, and only when, it is approximate")
     kinds = [stage.kind for stage in plan.stages]
-    if (kinds[:1] == ["measure"]) != (plan.tensor is not None and plan.tensor.keep < 1):
+    goal = plan.approximation is not None and plan.approximation.ssim is not None
+    if not goal and (kinds[:1] == ["measure"]) != (plan.tensor is not None and plan.tensor.keep < 1):
         raise PlanError("a plan begins with measuring when, and only when, fields are to be cut by what is found")
     kinds = kinds[1:] if kinds[:1] == ["measure"] else kinds
     if any(kind not in STAGES for kind in kinds):

@@ -203,21 +203,27 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
     match stage.kind:
         case "coarse":
             steps = [max(places[1] - places[0], 1) if len(places) > 1 else 1 for places in (stage.rows, stage.columns)]
-            return (
-                f"coarse: {len(stage.rows)}×{len(stage.columns)} = {stage.count:,} positions, every {steps[0]}. row and "
+            size = len(stage.rows) * len(stage.columns)
+            text = (
+                f"coarse: {len(stage.rows)}×{len(stage.columns)} = {size:,} positions, every {steps[0]}. row and "
                 f"{steps[1]}. column, the last ones too"
             )
+            return text if stage.count == size else f"{text}; {stage.count:,} of them are new"
         case "level" if stage.rows:
             step = stage.rows[1] - stage.rows[0]
             return f"level: every {step}. row and column, the last ones too, {stage.count:,} positions that are not known yet"
         case "level":
             return f"level: {'all' if stage.count == total else 'the other'} {stage.count:,} positions"
+        case "interpolate" if stage.count == 0:
+            return "interpolate: all positions that the goal did not need, bilinear"
         case "refine":
             return f"refine: about {stage.count:,} positions where the interpolated score is lowest"
         case "interpolate":
             return f"interpolate: about {stage.count:,} positions, bilinear"
         case "hold_out":
             return f"hold out: {stage.count:,} positions, exactly, to measure the quality"
+        case "measure" if plan.approximation is not None and plan.approximation.ssim is not None:
+            return f"measure: {stage.count:,} positions, exactly, to see how good the others become"
         case "measure":
             return f"measure: {stage.count:,} positions, exactly, to see where changes are and how good the others become"
         case "every":

@@ -15,6 +15,7 @@ from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid, Occlusions
 from krypton.ir.plan import Approximation, Stage
 from krypton.planner.cost import DeviceProfile
+from krypton.planner.goals import goal_stages
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
 
@@ -35,6 +36,8 @@ def plan_stages(
     `measure`: begin with positions that show where changes are; the quality is then measured on the same ones. Raises
     BindError when a drill-down is asked for and there is no grid, or the speed-up cannot be reached on it.
     """
+    if approximation.ssim is not None:
+        return goal_stages(occlusions, approximation)
     total = occlusions.count
     if approximation.within is not None:
         return _levels(occlusions, max(math.ceil(approximation.quality_share * total), MEASURED) if measure else 0)

@@ -61,6 +61,13 @@ def bind(query: ast.ExplainOcclusion, resolver: Resolver) -> BoundQuery:
     return build_query(model, images, clauses, resolver.settings, rows=rows, statement=to_sql(query))
 
 
+def tuned_clauses(statement: ast.TuneModel, resolver: Resolver) -> Clauses:
+    """The clauses of TUNE MODEL that are those of a query, too."""
+    with clause("FILL"):
+        fill = _fill(statement.fill, resolver)
+    return Clauses(patch=_pair(statement.patch), stride=_pair(statement.stride), fill=fill, device=statement.device)
+
+
 def bind_model(model: ast.ModelRef, resolver: Resolver) -> Model:
     """The model that a statement means."""
     match model:

@@ -38,6 +38,9 @@ _CLAUSES: dict[tuple[str, ...], bool] = {
     ("ACTIVATION",): False,
     ("TRUSTED",): False,
     ("MODEL",): True,
+    ("OVER",): False,
+    ("FOR", "SSIM"): False,
+    ("SAMPLE",): False,
 }
 
 

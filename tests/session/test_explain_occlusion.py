@@ -150,7 +150,7 @@ def test_a_source_is_loaded(tmp_path: Path, pixels: NDArray[np.uint8], monkeypat
         ({"score": "logits"}, 'Did you mean "logit"'),
         ({"score": 3}, "unknown score"),
         ({"mode": "fast"}, "unknown mode"),
-        ({"mode": "approximate", "ssim": 0.9}, "ssim is not available yet"),
+        ({"mode": "approximate", "ssim": 1.9}, "ssim takes a number above 0"),
         ({"within": 0}, "a number of seconds above 0"),
         ({"device": "tpu"}, "unknown device"),
         ({"strides": 4}, "unknown option"),

@@ -276,17 +276,6 @@ def test_parameters_must_be_given_and_used(con: krypton.Connection) -> None:
     assert con.sql("SELECT $a; SELECT $b", {"a": 1, "b": 2}).fetchall() == [(2,)]
 
 
-@pytest.mark.parametrize(
-    ("text", "instead"),
-    [
-        ("TUNE MODEL net OVER 'a/*.png' FOR SSIM 0.9", "MODE APPROXIMATE WITH"),
-    ],
-)
-def test_what_comes_later_says_so(text: str, instead: str, con: krypton.Connection) -> None:
-    with pytest.raises(BindError, match=f"not available yet.*{instead}"):
-        con.sql(text)
-
-
 def test_a_closed_session_says_so() -> None:
     con = krypton.connect()
     con.close()

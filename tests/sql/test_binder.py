@@ -204,7 +204,7 @@ MASK = np.ones((1, 32, 40), dtype=bool)
         ("MODE APPROXIMATE WITH (tau => 0)", "WITH", "above 0, at most 1"),
         ("MODE APPROXIMATE WITH (keep => 1.1)", "WITH", "above 0, at most 1"),
         ("MODE APPROXIMATE WITH (keep => TRUE)", "WITH", "takes a number"),
-        ("MODE APPROXIMATE WITH (ssim => 0.9)", "WITH", "not available yet"),
+        ("MODE APPROXIMATE WITH (ssim => 0.9, keep => 0.9)", "WITH", "ssim is a goal, and keep already says"),
         ("MODE APPROXIMATE WITH (quality_share => 2)", "WITH", "at most 1"),
         ("MODE APPROXIMATE WITH (quality_shore => 2)", "WITH", 'Did you mean "quality_share"'),
         ("WITHIN 0 SECONDS", "WITHIN", "a number of seconds above 0"),
