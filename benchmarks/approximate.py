@@ -1,9 +1,10 @@
 """How good and how fast approximate maps are: `python -m benchmarks.approximate` writes results/approximate.json.
 
-On the shipped demo model and on the papers' nine settings (see `settings`), patch 16, stride 4. For each picture naive inference
-on some batches, the exact map and every WITH clause take turns in one process; quality is that of `krypton.results.compare`
-against the exact map. Trivial baselines stand in the same table: every second row and column exactly, the rest interpolated; the
-base score everywhere. The JSON is written after every picture; maps of the same setting, picture and clause are replaced.
+On the shipped demo model and on the papers' nine settings (see `settings`), patch 16, stride 4. For each picture, naive
+inference on some batches, the exact map and every WITH clause take turns in one process; quality is that of
+`krypton.results.compare` against the exact map. Trivial baselines stand in the same table: every second (or fourth) row and
+column exactly, the rest interpolated; the base score everywhere. The JSON is written after every picture; maps of the same
+setting, picture and clause are replaced.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The papers' nine settings, made here: three models, each retrained on three sets of pictures, with the drill-down of each set.
+"""The papers' nine settings, made here: three models, each retrained on three sets of pictures, and the drill-down of each set.
 
-The sets are the synthetic retina scans and radiographs of examples/, and, as natural images, crops of photos that scikit-image and
-scikit-learn ship, classified by the photo that they are from. The last layer is retrained (examples/finetune.py); where that is
-not enough, for want of pretrained weights, after a trunk was trained on small crops of all three sets, one trunk for each model.
-Pictures and models are kept in the cache folder, and made where they are missing: `python -m benchmarks.settings` makes them all.
+The sets are the synthetic retina scans and radiographs of examples/, and, as natural images, crops of photos that come with
+scikit-image and scikit-learn, classified by the photo that they are from. The last layer is retrained (examples/finetune.py);
+where that is not enough, for want of pretrained weights, after a trunk was trained on small crops of all three sets, one trunk
+for each model. Pictures and models are kept in the cache folder, and made where they are missing:
+`python -m benchmarks.settings` makes them all.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Setting:
         return size
 
     def test_images(self, count: int, first: int = 0) -> Iterator[Pixels]:
-        """Pictures (size, size, 3) that nothing was trained on: of classes with a finding, in turn, or of all where none has."""
+        """Pictures (size, size, 3) that nothing was trained on: of classes with a finding in turn, or of all where none has."""
         of = SETS[self.set]
         kinds = [kind for kind in of.classes() if kind != "normal"]
         for number in range(first, first + count):

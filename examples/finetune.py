@@ -1,4 +1,4 @@
-"""Retrain a torchvision model on a folder of pictures, as the papers' Appendix B does: the last layer, and more if that is not enough.
+"""Retrain a torchvision model on a folder of pictures, as the papers' Appendix B does: its last layer, and more if need be.
 
 The folder has a subfolder for every class, of that name. Trained weights are taken where they are on this computer, in
 torchvision's folder or in a file; nothing is downloaded. Without them the trunk is random, each layer scaled on the pictures

@@ -1,4 +1,4 @@
-"""The papers' four demonstrations on one picture: a naive map, the exact one, an approximate one, and a region looked at more closely.
+"""The papers' four demonstrations on one picture: a naive map, the exact one, an approximate one, and a region in detail.
 
     python -m examples.scenarios                          the shipped demo model and scan
     python -m examples.scenarios resnet18/xray            one of the nine settings of benchmarks/settings.py, made if need be
@@ -77,7 +77,7 @@ def play(scene: Scene, patch: int, stride: int) -> dict[str, Heatmap]:
 
 
 def around(heatmap: Heatmap, patch: int, stride: int) -> tuple[int, int, int, int]:
-    """A region (top, left, height, width) in pixels with the most sensitive position in its middle, as far as the image goes."""
+    """A region (top, left, height, width) in pixels around the most sensitive position, within the image."""
     extents = [min(patch + ALONG * stride, length) for length in heatmap.image_size]
     row, column = np.unravel_index(heatmap.drop().argmax(), heatmap.known.shape)
     top, left = heatmap.positions[row, column, :2].tolist()
