@@ -82,9 +82,21 @@ def of_setting(rows: Sequence[Row]) -> Plain:
     title += f"; {first['accuracy']:.1%} held out" if "accuracy" in first else ""
     title += "" if first.get("accuracy", 1.0) >= ENOUGH else " (does not count)"
     title += f"; {flat} maps are flat" if flat else ""
-    faster = statistics.median(row["seconds"]["naive"] / row["seconds"]["exact"] for row in rows)
-    exact = ("exact", "1.0×", f"{faster:.1f}×", "1.000", "1.000", "0.0%", "1.00", "1.00", "–")
+    exact = ("exact", "1.0×", _exact_over_naive(rows), "1.000", "1.000", "0.0%", "1.00", "1.00", "–")
     return Plain(title, (*headings, f"estimate within {CLOSE}"), [exact, *lines])
+
+
+def _exact_over_naive(rows: Sequence[Row]) -> str:
+    return _median_times([(row["seconds"]["naive"], row["seconds"]["exact"]) for row in rows if row["seconds"] is not None])
+
+
+def _over(of: Iterable[dict[str, Any]], side: str) -> str:
+    """How many times faster maps are than naive or exact ones, where they were timed."""
+    return _median_times([(entry[side], entry["seconds"]) for entry in of if entry["seconds"] is not None])
+
+
+def _median_times(pairs: Sequence[tuple[float, float]]) -> str:
+    return f"{statistics.median(slow / fast for slow, fast in pairs):.1f}×" if pairs else "–"
 
 
 def _clauses(rows: Iterable[Row]) -> list[str]:
@@ -95,12 +107,10 @@ def _line(name: str, of: list[dict[str, Any]]) -> tuple[str, ...]:
     known = [entry["ssim"] for entry in of if entry["ssim"] is not None]
     said = [abs(e["said"] - e["ssim"]) <= CLOSE for e in of if e["said"] is not None and e["ssim"] is not None]
     ranks = [entry["spearman"] for entry in of if entry["spearman"] is not None]
-    times = ["–", "–"]
-    if of[0]["seconds"] is not None:
-        times = [f"{statistics.median(e[side] / e['seconds'] for e in of):.1f}×" for side in ("exact", "naive")]
     return (
         f"`{name}`" if "=>" in name and ";" not in name else name,
-        *times,
+        _over(of, "exact"),
+        _over(of, "naive"),
         f"{statistics.median(known):.3f}" if known else "–",
         f"{min(known):.3f}" if known else "–",
         f"{statistics.median(entry['rmse'] for entry in of):.1%}",
@@ -122,16 +132,18 @@ def aims(rows: Sequence[Row]) -> Plain:
 
 
 def _best(aim: Aim, rows: Sequence[Row], wanted: float) -> tuple[str, str, str, str]:
-    able = []
+    able, good = [], False
     for clause in _clauses(rows):
-        of = [row["maps"][clause] for row in rows if clause in row["maps"]]
-        if not aim.allows(clause) or any(entry["seconds"] is None for entry in of):
+        if not aim.allows(clause):
             continue
+        of = [row["maps"][clause] for row in rows if clause in row["maps"]]
         ssim = statistics.median(entry["ssim"] for entry in of)
-        if ssim >= aim.least_ssim:
-            able.append((statistics.median(entry["naive"] / entry["seconds"] for entry in of), clause, ssim, len(of)))
+        good = good or ssim >= aim.least_ssim
+        ratios = [entry["naive"] / entry["seconds"] for entry in of if entry["seconds"] is not None]
+        if ssim >= aim.least_ssim and ratios:
+            able.append((statistics.median(ratios), clause, ssim, len(of)))
     if not able:
-        return ("none is good enough" if rows else "not measured"), "–", "–", str(len(rows))
+        return ("not measured" if not rows else "not timed" if good else "none is good enough"), "–", "–", str(len(rows))
     faster, clause, ssim, count = max(able)
     return f"{faster:.1f}× {'≥' if faster >= wanted else '<'} {wanted:g}", clause, f"{ssim:.3f}", str(count)
 
@@ -149,9 +161,9 @@ def figure_11(rows: Sequence[Row]) -> Plain:
             (
                 f"{NAMES[model]}, {SETS[name].title}",
                 f"{PUBLISHED[model]['exact']}×",
-                f"{statistics.median(row['seconds']['naive'] / row['seconds']['exact'] for row in own):.1f}×",
+                _exact_over_naive(own),
                 f"{PUBLISHED[model][name]}×",
-                f"{statistics.median(e['naive'] / e['seconds'] for e in entries):.1f}×" if entries else "–",
+                _over(entries, "naive"),
                 f"{statistics.median(known):.3f}" if known else "–",
             )
         )
