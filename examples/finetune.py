@@ -285,14 +285,13 @@ def train_trunk(module: nn.Module, pictures: Pictures, parts: Sequence[str], epo
     """Train the submodules of those names (`all`: everything) and the last layer, in bfloat16 where the computer has it."""
     inside = {name for name, _ in module.named_parameters() if "all" in parts or name.startswith(tuple(f"{p}." for p in parts))}
     trained = [*(p for n, p in module.named_parameters() if n in inside), *last_layer(module).parameters()]
-    norms = [module.get_submodule(name) for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)]
-    moving = [norm for name, norm in _norms(module) if f"{name}.weight" in inside]
+    norms = [(name, part) for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)]
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
-    for norm in moving:
-        norm.train()
+    for name, norm in norms:
+        norm.train(f"{name}.weight" in inside)
     rate = 2e-3 if norms else 3e-4
     optimizer = torch.optim.AdamW(list({id(p): p for p in trained}.values()), rate, weight_decay=0.02)
     steps = max(1, len(pictures.labels) // BATCH)
@@ -311,10 +310,6 @@ def train_trunk(module: nn.Module, pictures: Pictures, parts: Sequence[str], epo
             total += loss.item()
         print(f"epoch {epoch + 1:2}/{epochs}  loss {total / steps:.3f}  {time.perf_counter() - started:.0f} s", flush=True)
     module.eval().requires_grad_(False)
-
-
-def _norms(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, part) for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d))
 
 
 def _batches(count: int, steps: int, seed: int) -> Iterator[Tensor]:
