@@ -1,62 +1,142 @@
 """How good and how fast approximate maps are: `python -m benchmarks.approximate` writes results/approximate.json.
 
-On the shipped demo model and synthetic scans with a lesion, at stride 4. For each scan the exact map, the naive one and every
-setting take turns; quality is that of `krypton.results.compare` against the exact map. Two trivial baselines stand in the same
-table: every second row and column exactly, the rest interpolated; and the base score everywhere.
+On the shipped demo model and on the papers' nine settings (see `settings`), patch 16, stride 4. For each picture, naive
+inference on some batches, the exact map and every WITH clause take turns in one process; quality is that of
+`krypton.results.compare` against the exact map. Trivial baselines stand in the same table: every second (or fourth) row and
+column exactly, the rest interpolated; the base score everywhere. The JSON is written after every picture; maps of the same
+setting, picture and clause are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import os
 import runpy
-import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor, nn
 
+import krypton
+from benchmarks import approximate_tables as tables
+from benchmarks.clock import clocked
 from benchmarks.machine import commit, describe, with_tuned_allocator
-from benchmarks.tables import Plain, markdown, rich_table
+from benchmarks.settings import NINE, SETS, Setting, ready
+from benchmarks.tables import markdown, rich_table
 from krypton.cli.demo import connect_with_model, find_files
 from krypton.executor.stages import bilinear
+from krypton.graphs import GraphCache
 from krypton.ir.occlusions import Grid
 from krypton.planner.stages import evenly
 from krypton.results import Heatmap, Quality, compare
 from krypton.session import Connection
 
-QUERY = "EXPLAIN OCCLUSION OF $image USING MODEL retina PATCH 16 STRIDE 4"
+DEMO = "demo/retina"
+QUERY = "EXPLAIN OCCLUSION OF $image USING MODEL subject PATCH 16 STRIDE 4"
 PATCH, STRIDE = (16, 16), (4, 4)
-FIRST_SEED = 1000  # of scans that the model was not trained on
-SETTINGS = (
+FIRST_SEED = 1000  # of scans that the demo model was not trained on
+DRILLDOWNS = tuple("drilldown => {:g}, speedup => {:g}".format(*found.drilldown) for found in SETS.values())
+LATTICES = {2: "drilldown => 0, speedup => 3.9", 4: "drilldown => 0, speedup => 13.5"}
+"""The clauses that compute every so manyth row and column exactly, and interpolate the rest."""
+
+CLAUSES = (
     "keep => 0.999",
     "keep => 0.99",
     "keep => 0.97",
     "keep => 0.93",
     "tau => 0.8",
     "tau => 0.6",
-    "drilldown => 0.4, speedup => 2",
-    "drilldown => 0.25, speedup => 3",
-    "drilldown => 0.1, speedup => 5",
-    "keep => 0.99, drilldown => 0.25, speedup => 3",
+    *DRILLDOWNS,
+    *(f"keep => 0.99, {drilldown}" for drilldown in DRILLDOWNS),
+    *LATTICES.values(),
+    "tolerance => 0.05, keep => 0.99",
 )
-CLOSE = 0.05  # an estimate of SSIM that is no further off is a good one
+CORRECTED = ("keep => 0.999", "keep => 0.99", "keep => 0.97")
+"""Cheap maps that are corrected afterwards, by their errors at the crossings of a lattice, interpolated."""
+
+NAIVE_BATCH, NAIVE_ROUNDS = 16, 3
 
 
-def scans(count: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Images (H, W, 3) of scans with a lesion, the kinds in turn."""
+class Subject:
+    """A model to be explained. Every query has a session of its own, so that none answers from what another found; graphs are
+    captured once."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.graphs = name, GraphCache()
+        self.about: dict[str, Any] = {}
+        if name == DEMO:
+            with connect_with_model(find_files()) as con:
+                model = con.library.named("retina")
+            self.module, self.options = model.module, {"labels": model.labels}
+            preprocessing = model.preprocessing
+            self.options |= {"input_shape": preprocessing.shape, "mean": preprocessing.mean, "std": preprocessing.std}
+            return
+        found = ready(Setting.parse(name))
+        with krypton.connect() as con:
+            con.sql(f"CREATE MODEL subject FROM '{found.path}'")
+            model = con.library.named("subject")
+        self.about = {"accuracy": found.accuracy, "start": found.start}
+        self.module, preprocessing = model.module, model.preprocessing
+        self.options = {"input_shape": preprocessing.shape, "mean": preprocessing.mean, "std": preprocessing.std}
+        self.options["labels"] = found.names
+
+    def images(self, count: int, first: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Pictures (H, W, 3) that the model was not trained on."""
+        if self.name != DEMO:
+            return Setting.parse(self.name).test_images(count, first)
+        return islice(_scans(), first, first + count)
+
+    def connect(self) -> Connection:
+        con = krypton.connect()
+        con.graphs = self.graphs
+        con.register_model("subject", self.module, **self.options)
+        return con
+
+    def run(self, image: np.ndarray[Any, Any], clause: str) -> Heatmap:
+        with self.connect() as con:
+            answer = con.sql(f"{QUERY} {clause}", params={"image": image}).run()
+        assert isinstance(answer, Heatmap)
+        return answer
+
+
+def _scans() -> Iterator[np.ndarray[Any, Any]]:
+    """Scans (H, W, 3) with a lesion, the kinds in turn."""
     phantoms = runpy.run_path(str(find_files() / "phantoms.py"))
-    kinds = phantoms["KINDS"][1:]
-    for number in range(count):
+    kinds, number = phantoms["KINDS"][1:], 0
+    while True:
         image = phantoms["generate"](kinds[number % len(kinds)], FIRST_SEED + number // len(kinds)).image
         yield np.repeat(image[..., None], 3, 2)
+        number += 1
 
 
-def judge(approximate: Heatmap, exact: Heatmap, seconds: float) -> dict[str, Any]:
-    """One map: its quality, what it says of itself, and how much faster it was than one that took so many seconds."""
+class Naive:
+    """Eager inference, channels innermost, on batches that are ready beforehand: seconds per position."""
+
+    def __init__(self, module: nn.Module, shape: tuple[int, ...]) -> None:
+        self.module = copy.deepcopy(module).to(memory_format=torch.channels_last)
+        self.images = torch.rand(NAIVE_BATCH, *shape).contiguous(memory_format=torch.channels_last)
+        self.module(self.images)
+        self.seconds: list[float] = []
+
+    def round(self) -> None:
+        self.seconds.append(clocked(lambda: self.module(self.images)) / NAIVE_BATCH)
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds)
+
+
+def quality(approximate: Heatmap, exact: Heatmap) -> dict[str, Any]:
+    """A map's quality, and what it says of itself."""
     found: Quality = compare(approximate, exact)
     said = approximate.quality.ssim if approximate.quality is not None else None
     return {
@@ -65,89 +145,130 @@ def judge(approximate: Heatmap, exact: Heatmap, seconds: float) -> dict[str, Any
         "spearman": found.spearman,
         "top10": found.top10_overlap,
         "said": said,
-        "faster": seconds / approximate.info["seconds"],
     }
 
 
-def baselines(exact: Heatmap) -> dict[str, Heatmap]:
-    """What a map is compared with that nothing clever made; `seconds` are none of theirs."""
+def made(exact: Heatmap, found: dict[str, Heatmap]) -> Iterator[tuple[str, Heatmap, float | None]]:
+    """Maps that no clause gives, with the seconds they would take: what cheap maps become when they are corrected by their
+    errors on a lattice; and a map of the base score."""
     rows, columns, classes = exact.logits.shape
-    height, width = exact.image_size
-    lattice = evenly(rows, 2), evenly(columns, 2)
-    between = bilinear(exact.logits.reshape(-1, classes), Grid((height, width), PATCH, STRIDE), lattice)
+    yield tables.FLAT, replace(exact, logits=exact.base_logits.expand(rows, columns, classes)), None
+    for clause in CORRECTED:
+        for step, lattice_clause in LATTICES.items():
+            if clause not in found or lattice_clause not in found:
+                continue
+            lattice = evenly(rows, step), evenly(columns, step)
+            error = (exact.logits - found[clause].logits).reshape(-1, classes)
+            corrected = found[clause].logits + _between(exact, error, lattice).view(rows, columns, classes)
+            seconds = found[clause].info["seconds"] + found[lattice_clause].info["seconds"]
+            yield tables.corrected(clause, step), replace(exact, logits=corrected), seconds
+
+
+def _between(exact: Heatmap, values: Tensor, lattice: tuple[tuple[int, ...], tuple[int, ...]]) -> Tensor:
+    return bilinear(values, Grid(exact.image_size, PATCH, STRIDE), lattice)
+
+
+@torch.no_grad()
+def measure(subject: Subject, image: np.ndarray[Any, Any], clauses: tuple[str, ...]) -> dict[str, Any]:
+    """All maps of one picture. `seconds` are those of whole maps, naive ones reckoned from the positions measured; exact ones
+    are made before and after the others. Of naive and exact the fastest counts, of all others there is one."""
+    naive = Naive(subject.module, subject.options["input_shape"])
+    naive.round()
+    exact = subject.run(image, "")
+    found: dict[str, Heatmap] = {}
+    for number, clause in enumerate(clauses):
+        found[clause] = subject.run(image, f"MODE APPROXIMATE WITH ({clause})")
+        if number % max(1, len(clauses) // NAIVE_ROUNDS) == 0:
+            naive.round()
+    again = subject.run(image, "")
+    exact_seconds = min(exact.info["seconds"], again.info["seconds"])
+    maps = {clause: quality(heatmap, exact) | {"seconds": heatmap.info["seconds"]} for clause, heatmap in found.items()}
+    for name, heatmap, seconds in made(exact, found):
+        maps[name] = quality(heatmap, exact) | {"seconds": seconds}
+    naive_seconds = naive.best * exact.known.numel()
+    for entry in maps.values():  # each with those that it took turns with
+        entry |= {"naive": naive_seconds, "exact": exact_seconds}
     return {
-        "every second row and column": replace(exact, logits=between.view(rows, columns, classes)),
-        "base score everywhere": replace(exact, logits=exact.base_logits.expand(rows, columns, classes)),
+        "positions": exact.known.numel(),
+        "range": float(np.ptp(exact.drop())),
+        "label": exact.label,
+        "base": exact.base_score,
+        "load": os.getloadavg()[0],  # about the threads in use when nobody else computes
+        "seconds": {"naive": naive_seconds, "exact": exact_seconds},
+        "maps": maps,
     }
 
 
-def measure(con: Connection, image: np.ndarray[Any, Any], settings: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """All maps of one image, by setting."""
-
-    def run(clause: str) -> Heatmap:
-        answer = con.sql(f"{QUERY} {clause}", params={"image": image}).run()
-        assert isinstance(answer, Heatmap)
-        return answer
-
-    naive, exact = run("MODE NAIVE"), run("")
-    seconds = exact.info["seconds"]
-    found = {"MODE NAIVE": judge(naive, exact, seconds)}
-    for name, baseline in baselines(exact).items():
-        found[name] = judge(baseline, exact, seconds) | {"faster": None}
-    for setting in settings:
-        approximate = run(f"MODE APPROXIMATE WITH ({setting})")
-        seconds = min(seconds, run("").info["seconds"])  # beside the one that it is compared with
-        found[setting] = judge(approximate, exact, seconds)
-    return found
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row without times: others may have computed meanwhile."""
+    none = {"seconds": None, "naive": None, "exact": None}
+    return row | {"seconds": None, "maps": {clause: entry | none for clause, entry in row["maps"].items()}}
 
 
-def table(rows: list[dict[str, dict[str, Any]]]) -> Plain:
-    """Medians over the images; images whose exact map is flat have no SSIM, and do not count there."""
-    headings = ("WITH", "over exact", "over naive", "SSIM, median", "least", "RMSE / range", "rank correlation", "top 10 %")
-    lines = []
-    for name in rows[0]:
-        of = [row[name] for row in rows]
-        known = [entry["ssim"] for entry in of if entry["ssim"] is not None]
-        said = [abs(e["said"] - e["ssim"]) <= CLOSE for e in of if e["said"] is not None and e["ssim"] is not None]
-        ranks = [entry["spearman"] for entry in of if entry["spearman"] is not None]
-        naive = [row["MODE NAIVE"]["faster"] for row in rows]
-        ratios = [(e["faster"], e["faster"] / slow) for e, slow in zip(of, naive, strict=True) if e["faster"]]
-        times = [f"{statistics.median(column):.1f}×" for column in zip(*ratios, strict=True)] or ["–", "–"]
-        lines.append(
-            (
-                f"`{name}`" if "=>" in name else name,
-                *times,
-                f"{statistics.median(known):.3f}",
-                f"{min(known):.3f}",
-                f"{statistics.median(entry['rmse'] for entry in of):.1%}",
-                f"{statistics.median(ranks):.2f}" if ranks else "–",
-                f"{statistics.median(entry['top10'] for entry in of):.2f}",
-                f"{statistics.mean(said):.0%}" if said else "–",
-            )
-        )
-    return Plain("approximate maps of the demo model", (*headings, f"estimate within {CLOSE}"), lines)
+def saved(path: Path, machine: dict[str, object]) -> list[dict[str, Any]]:
+    """Rows of earlier runs on the same machine."""
+    if not path.exists():
+        return []
+    data = json.loads(path.read_text())
+    rows: list[dict[str, Any]] = data.get("results", [])
+    return rows if data["machine"] == machine else []
+
+
+def merged(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with one more; maps that it does not have are kept from the row of the same setting and picture."""
+    key = row["setting"], row["picture"]
+    before = [old for old in rows if (old["setting"], old["picture"]) == key]
+    if before:
+        seconds = row["seconds"] or before[0]["seconds"]
+        row = row | {"seconds": seconds, "maps": before[0]["maps"] | row["maps"]}
+    order = [DEMO, *map(str, NINE)]
+    others = [old for old in rows if (old["setting"], old["picture"]) != key]
+    return sorted([*others, row], key=lambda one: (order.index(one["setting"]), one["picture"]))
+
+
+def save(path: Path, machine: dict[str, object], rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    data = {"machine": machine, "command": "python -m benchmarks.approximate", "results": rows}
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(temporary, path)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scans", type=int, default=12)
-    parser.add_argument("--settings", nargs="*", default=list(SETTINGS), help="as in WITH (...)")
+    names = [DEMO, *map(str, NINE)]
+    parser.add_argument("--settings", nargs="*", default=names, choices=names, metavar="MODEL/SET", help=", ".join(names))
+    parser.add_argument("--scans", type=int, default=6, help="pictures of each setting")
+    parser.add_argument("--first", type=int, default=0, help="number of the first picture")
+    parser.add_argument("--clauses", nargs="*", default=list(CLAUSES), help="as in WITH (...)")
+    parser.add_argument("--no-times", action="store_true", help="quality alone, for when the computer is busy")
+    parser.add_argument("--missing", action="store_true", help="only pictures that are not in the results yet")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no picture after so many")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/approximate.json"))
     arguments = parser.parse_args()
     with_tuned_allocator()
-    console, rows = Console(), []
-    with connect_with_model(find_files()) as con:
-        con.sql("SET krypton.reuse_results = false")
-        for number, image in enumerate(scans(arguments.scans), 1):
-            if number == 1:
-                measure(con, image, ())  # kernels are made ready
-            rows.append(measure(con, image, tuple(arguments.settings)))
-            console.print(f"{number} of {arguments.scans} scans")
-            result = {"machine": describe(), "commit": commit(), "rows": rows}
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    found = table(rows)
-    console.print(rich_table(found))
-    print(markdown(found))
+    console, machine, started = Console(width=160), describe(), time.perf_counter()
+    for setting in arguments.settings:
+        rows = saved(arguments.out, machine)
+        done = {row["picture"] for row in rows if row["setting"] == setting} if arguments.missing else set()
+        if done >= set(range(arguments.first, arguments.first + arguments.scans)):
+            continue
+        subject, warm = Subject(setting), False
+        for number, image in enumerate(subject.images(arguments.scans, arguments.first), arguments.first):
+            if number in done or time.perf_counter() - started > arguments.seconds:
+                continue
+            if not warm:
+                subject.run(image, "IN REGION (0, 0, 48, 48)")  # graphs are captured, kernels made ready
+                warm = True
+            row = {"setting": setting, "picture": number} | subject.about | {"when": time.strftime("%Y-%m-%d %H:%M")}
+            row |= {"commit": commit()} | measure(subject, image, tuple(arguments.clauses))
+            if arguments.no_times:
+                row = untimed(row)
+            save(arguments.out, machine, merged(saved(arguments.out, machine), row))
+            console.print(f"{setting}, picture {number}: range {row['range']:.3f}", highlight=False)
+    for table in tables.of(saved(arguments.out, machine)):
+        console.print(rich_table(table))
+        print(markdown(table))
 
 
 if __name__ == "__main__":

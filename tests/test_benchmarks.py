@@ -6,11 +6,12 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import estimate, peers, tables, theory
+from benchmarks import approximate, approximate_tables, estimate, peers, settings, tables, theory
 from benchmarks.cases import even
 from benchmarks.exact import key, ratios
 from benchmarks.papers import papers_grid
@@ -174,3 +175,72 @@ def test_errors_of_estimates_are_relative_to_what_happened() -> None:
     assert found["known model: a"]["queries"] == 1
     assert "unseen model: a" not in found
     assert "5.0%" in tables.markdown(estimate.table(found))
+
+
+def picture(setting: str, number: int, ssims: dict[str, float], accuracy: float = 0.9, reach: float = 0.5) -> dict[str, Any]:
+    """A row of the approximate benchmark: exact twice as fast as naive, every clause twice as fast as exact."""
+    rest = {"rmse": 0.01, "spearman": 0.9, "top10": 0.9, "said": None, "naive": 4.0, "exact": 2.0, "seconds": 1.0}
+    return {
+        "setting": setting,
+        "picture": number,
+        "accuracy": accuracy,
+        "range": reach,
+        "positions": 9,
+        "seconds": {"naive": 4.0, "exact": 2.0},
+        "maps": {clause: {"ssim": ssim if reach >= 0.02 else None} | rest for clause, ssim in ssims.items()},
+    }
+
+
+def aim_of(rows: list[dict[str, Any]], title: str, model: str) -> list[str]:
+    return next(list(line) for line in approximate_tables.aims(rows).rows if line[0].startswith(title) and line[1] == model)
+
+
+def test_aims_are_judged_by_medians_of_good_settings_alone() -> None:
+    rows = [picture("resnet18/xray", n, {"keep => 0.99": ssim, "tau => 0.8": 0.5}) for n, ssim in enumerate((0.95, 0.91, 0.1))]
+    whole = aim_of(rows, "whole map, SSIM ≥ 0.90", "ResNet18")
+    assert whole[3:] == ["4.0× < 6.5", "keep => 0.99", "0.910", "3"]
+    assert aim_of(rows, "whole map, SSIM ≥ 0.97", "ResNet18")[3] == "none is good enough"
+    assert aim_of(rows, "whole map, SSIM ≥ 0.90", "VGG16")[3] == "not measured"
+    useless = [picture("resnet18/xray", 0, {"keep => 0.99": 0.95}, accuracy=0.5), picture("resnet18/xray", 1, {}, reach=0.01)]
+    assert aim_of(useless, "whole map, SSIM ≥ 0.90", "ResNet18")[3] == "not measured"
+
+
+def test_aims_of_a_drill_down_look_at_its_set_and_its_clauses() -> None:
+    drilldown = "keep => 0.99, drilldown => 0.4, speedup => 2"
+    rows = [
+        picture("resnet18/xray", 0, {drilldown: 0.95, "keep => 0.99": 0.95}),
+        picture("resnet18/retina", 0, {drilldown: 0.1}),
+    ]
+    assert aim_of(rows, "X-ray setting", "ResNet18")[4] == drilldown
+    assert aim_of(rows, "OCT setting", "ResNet18")[3] == "none is good enough"
+
+
+def test_maps_of_a_picture_are_replaced_one_by_one() -> None:
+    old = picture("resnet18/xray", 0, {"tau => 0.8": 0.5, "keep => 0.99": 0.5})
+    rows = approximate.merged([old, picture("demo/retina", 3, {})], picture("resnet18/xray", 0, {"keep => 0.99": 0.9}))
+    assert [row["setting"] for row in rows] == ["demo/retina", "resnet18/xray"]
+    assert {clause: found["ssim"] for clause, found in rows[1]["maps"].items()} == {"tau => 0.8": 0.5, "keep => 0.99": 0.9}
+
+
+def test_pictures_and_findings_of_the_settings_belong_together() -> None:
+    for name in ("retina", "xray"):
+        of = settings.SETS[name]
+        image, box = of.draw(of.classes()[-1], 3, 96)
+        assert image.shape == (96, 96, 3)
+        assert box is not None
+        hidden = settings._hide(image, box)
+        top, left, height, width = box
+        assert (hidden[top : top + height, left : left + width] == settings.GRAY).all()
+        assert (hidden != image).any(2).sum() <= (height + 4) * (width + 4)
+    assert len({str(setting) for setting in settings.NINE}) == 9
+    with pytest.raises(KeyError, match="no setting"):
+        settings.Setting.parse("resnet18/lungs")
+
+
+def test_crops_are_squares_with_the_finding_inside() -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[40:50, 5:17] = 1
+    for seed in range(20):
+        crop = settings._cut(image, np.random.default_rng(seed), 24, (40, 5, 10, 12))
+        assert crop.shape == (24, 24, 3)
+        assert crop[..., 0].sum() == 120

@@ -1,0 +1,280 @@
+"""The papers' nine settings, made here: three models, each retrained on three sets of pictures, and the drill-down of each set.
+
+The sets are the synthetic retina scans and radiographs of examples/, and, as natural images, crops of photos that come with
+scikit-image and scikit-learn, classified by the photo that they are from. The last layer is retrained (examples/finetune.py);
+where that is not enough, for want of pretrained weights, after a trunk was trained on small crops of all three sets, one trunk
+for each model. Pictures and models are kept in the cache folder, and made where they are missing:
+`python -m benchmarks.settings` makes them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from safetensors import safe_open
+
+from krypton.cache import cache_folder
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+MODELS = ("resnet18", "vgg16", "inception_v3")
+ENOUGH = 0.85
+"""The accuracy on pictures held out from which on a setting counts."""
+
+GRAY = 128
+HIDDEN = 4  # of so many pictures with a finding, one has it hidden, and counts as normal: that is what explanations ask for
+TRAINING, HELD_OUT, TESTING = 0, 500_000, 700_000  # first seeds
+CROP = 96 / 224  # of the height and width, what trunks are trained on
+EPOCHS = {"resnet18": 8, "vgg16": 4, "inception_v3": 4}
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Set:
+    """A set of pictures: how many of each class to train on, and the papers' drill-down (share, speed-up) for it."""
+
+    name: str
+    title: str
+    drilldown: tuple[float, float]
+    classes: Callable[[], tuple[str, ...]]
+    draw: Callable[[str, int, int], tuple[Pixels, tuple[int, int, int, int] | None]]
+    """(class, seed, size) → picture (size, size, 3), and the box (top, left, height, width) of its finding, if any."""
+
+    training: int = 120
+    held_out: int = 40
+
+
+def example(name: str) -> ModuleType:
+    """A module of examples/, which is no package."""
+    known = f"krypton_examples_{name.replace('/', '_')}"
+    if known not in sys.modules:
+        specification = importlib.util.spec_from_file_location(known, EXAMPLES / f"{name}.py")
+        assert specification is not None
+        assert specification.loader is not None
+        sys.modules[known] = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(sys.modules[known])
+    return sys.modules[known]
+
+
+def _phantom(name: str) -> Callable[[str, int, int], tuple[Pixels, tuple[int, int, int, int] | None]]:
+    def draw(kind: str, seed: int, size: int) -> tuple[Pixels, tuple[int, int, int, int] | None]:
+        made = example(f"{name}/phantoms").generate(kind, seed, size)
+        return np.repeat(made.image[..., None], 3, 2), made.box
+
+    return draw
+
+
+@cache
+def photos() -> dict[str, Pixels]:
+    """Natural colour photos (H, W, 3) that come with packages, by name."""
+    from skimage import data
+    from sklearn.datasets import load_sample_image
+
+    found = {name: getattr(data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")}
+    return found | {name: load_sample_image(f"{name}.jpg") for name in ("china", "flower")}
+
+
+def _crop_of_photo(kind: str, seed: int, size: int) -> tuple[Pixels, None]:
+    photo, draw = photos()[kind], np.random.default_rng([seed, len(kind)])
+    height, width = photo.shape[:2]
+    side = int(min(height, width) * draw.uniform(0.5, 0.9))
+    top, left = draw.integers(0, height - side + 1), draw.integers(0, width - side + 1)
+    cut = Image.fromarray(photo[top : top + side, left : left + side])
+    return np.asarray(cut.resize((size, size), Image.Resampling.BILINEAR)), None
+
+
+SETS = {
+    found.name: found
+    for found in (
+        Set("retina", "OCT", (0.1, 5), lambda: example("retina/phantoms").KINDS, _phantom("retina")),
+        Set("xray", "X-ray", (0.4, 2), lambda: example("xray/phantoms").KINDS, _phantom("xray")),
+        Set("natural", "ImageNet", (0.25, 3), lambda: tuple(sorted(photos())), _crop_of_photo, 40, 20),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of the nine: a model's name and a set's."""
+
+    model: str
+    set: str
+
+    @classmethod
+    def parse(cls, text: str) -> Setting:
+        """`model/set`; raises KeyError for one that there is not."""
+        model, _, name = text.partition("/")
+        if model not in MODELS or name not in SETS:
+            raise KeyError(f"no setting {text!r}: {', '.join(map(str, NINE))}")
+        return cls(model, name)
+
+    def __str__(self) -> str:
+        return f"{self.model}/{self.set}"
+
+    @property
+    def size(self) -> int:
+        size: int = example("finetune").SIZES[self.model]
+        return size
+
+    def test_images(self, count: int, first: int = 0) -> Iterator[Pixels]:
+        """Pictures (size, size, 3) that nothing was trained on: of classes with a finding in turn, or of all where none has."""
+        of = SETS[self.set]
+        kinds = [kind for kind in of.classes() if kind != "normal"]
+        for number in range(first, first + count):
+            yield of.draw(kinds[number % len(kinds)], TESTING + number // len(kinds), self.size)[0]
+
+
+NINE = tuple(Setting(model, name) for name in SETS for model in MODELS)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A setting's model on disk; `start` says where its weights began, `accuracy` is that on pictures held out."""
+
+    path: Path
+    names: tuple[str, ...]
+    start: str
+    accuracy: float
+
+
+def folder() -> Path:
+    return cache_folder() / "benchmarks"
+
+
+def ready(setting: Setting) -> Ready:
+    """The setting's retrained model, made if it is not there yet (minutes)."""
+    path = folder() / f"{setting.model}-{setting.set}.safetensors"
+    if not path.exists():
+        _retrain(setting, path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    return Ready(path, tuple(about["labels"].split(",")), about["start"], float(about["accuracy"]))
+
+
+def _retrain(setting: Setting, path: Path) -> None:
+    finetune = example("finetune")
+    of, size = SETS[setting.set], setting.size
+    training = _pictures(f"{setting.set}-{size}", size, of, TRAINING, of.training)
+    held_out = _pictures(f"{setting.set}-{size}-held-out", size, of, HELD_OUT, of.held_out)
+    found = finetune.retrain(setting.model, training, held_out)
+    if found.accuracy < ENOUGH:
+        found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model))
+    finetune.save(found, setting.model, path, size)
+
+
+def _trunk(model: str) -> Path:
+    """The weights of a trunk trained on crops of all sets."""
+    finetune = example("finetune")
+    path = folder() / f"{model}-trunk.safetensors"
+    if not path.exists():
+        size: int = finetune.SIZES[model]
+        side = round(CROP * size / 32) * 32
+        training, held_out = (_crops(size, side, first, share) for first, share in ((TRAINING, 1.0), (HELD_OUT, 0.2)))
+        parts = ["features"] if model == "vgg16" else ["all"]
+        found = finetune.retrain(model, training, held_out, trunk=parts, epochs=EPOCHS[model])
+        finetune.save(found, model, path, side)
+    return path
+
+
+# --- pictures on disk -------------------------------------------------------------------------------------------------
+
+
+def _pictures(name: str, size: int, of: Set, first: int, count: int) -> Any:
+    """Whole pictures in folders by class, those with hidden findings among the normal ones."""
+    root = folder() / name
+
+    def write(root: Path) -> None:
+        for kind in of.classes():
+            for number in range(count):
+                image, box = of.draw(kind, first + number, size)
+                _write(root, kind, f"{number:04}", image)
+                if box is not None and number % HIDDEN == 0 and kind != "diffuse":  # that cannot be hidden
+                    _write(root, "normal", f"{number:04}-{kind}", _hide(image, box))
+
+    return _read(root, write, size)
+
+
+def _crops(size: int, side: int, first: int, share: float) -> Any:
+    """Crops of all sets at their own scale, a class for each class of each set; normal ones where others have their finding."""
+
+    def write(root: Path) -> None:
+        for of in SETS.values():
+            for kind in of.classes():
+                for number in range(round(share * of.training)):
+                    _cut_crops(root, of, kind, first + number, size, side)
+
+    return _read(folder() / f"crops-{size}-{side}-{first}", write, side)
+
+
+def _read(root: Path, write: Callable[[Path], None], size: int) -> Any:
+    """The pictures in a folder, which is made first if need be, whole or not at all."""
+    if not root.exists():
+        temporary = root.with_name(f"{root.name}.part")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        temporary.rename(root)
+    return example("finetune").read_folder(root, size)
+
+
+def _cut_crops(root: Path, of: Set, kind: str, seed: int, size: int, side: int) -> None:
+    image, box = of.draw(kind, seed, size)
+    draw = np.random.default_rng([seed, 7])
+    if box is None:
+        if kind != "normal":
+            _write(root, f"{of.name}-{kind}", f"{seed}", _cut(image, draw, side, None))
+        return
+    crop = _cut(image, draw, side, box)
+    _write(root, f"{of.name}-{kind}", f"{seed}", crop)
+    same = np.random.default_rng([seed, 7])  # so that both are cut at the same place
+    hidden = _hide(image, box) if seed % HIDDEN == 0 and kind != "diffuse" else of.draw("normal", seed, size)[0]
+    _write(root, f"{of.name}-normal", f"{seed}-{kind}", _cut(hidden, same, side, box))
+
+
+def _cut(image: Pixels, draw: np.random.Generator, side: int, box: tuple[int, int, int, int] | None) -> Pixels:
+    """A square with as much of the box in it as fits, or from anywhere."""
+    places = []
+    for axis, length in enumerate(image.shape[:2]):
+        start, extent = (box[axis], box[axis + 2]) if box is not None else (0, length)
+        low, high = sorted((start, start + extent - side))
+        places.append(int(np.clip(draw.integers(low, high + 1), 0, length - side)))
+    return image[places[0] : places[0] + side, places[1] : places[1] + side]
+
+
+def _hide(image: Pixels, box: tuple[int, int, int, int]) -> Pixels:
+    top, left, height, width = box
+    hidden = image.copy()
+    hidden[max(top - 2, 0) : top + height + 2, max(left - 2, 0) : left + width + 2] = GRAY
+    return hidden
+
+
+def _write(root: Path, kind: str, name: str, image: Pixels) -> None:
+    target = root / kind
+    target.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(target / f"{name}.png", compress_level=1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("settings", nargs="*", type=Setting.parse, default=list(NINE), help="as model/set (default: all)")
+    console = Console(width=160)
+    for setting in parser.parse_args().settings:
+        found = ready(setting)
+        counts = "" if found.accuracy >= ENOUGH else ": does not count"
+        console.print(f"{setting}: {found.accuracy:.1%} held out{counts}; weights began: {found.start}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
