@@ -103,6 +103,8 @@ def main() -> None:
     with_tuned_allocator()
     console, rows = Console(), []
     with connect_with_model(find_files()) as tuned, connect_with_model(find_files()) as untuned:
+        for con in (tuned, untuned):
+            con.sql("SET krypton.reuse_results = false")  # times are compared
         tuning = tune(tuned, arguments.tune, arguments.stride)
         console.print(str(tuning))
         sessions = {"by tuning": tuned, "on the image itself": untuned}
