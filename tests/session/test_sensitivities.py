@@ -118,7 +118,7 @@ def test_other_weights_patches_and_exact_queries_do_not_use_them() -> None:
 def test_an_image_that_bears_less_than_is_remembered_is_mended(tried: list[TensorPlan]) -> None:
     with session(net()) as connection:
         asked = query(connection, seed=5)
-        captured, _ = asked._plan_for(asked._prepared(0).occlusions)
+        captured, _ = asked._plan_for(asked._prepared(0))
         assert captured.model is not None
         graph = captured.model.graph
         # layers are told apart, and all are said to bear far more than they do
