@@ -75,7 +75,10 @@ class Query:
             return explain(self.plan(), **shown)  # type: ignore[arg-type]
         with closing(self._steps(0)) as steps:
             *_, answer = steps
-        return explain(self.plan(), actual=answer.execution.actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
+        plan, goal = self.plan(), answer.execution.goal
+        if goal:
+            plan = replace(plan, notes=(*plan.notes, goal))
+        return explain(plan, actual=answer.execution.actual, seconds=answer.seconds, **shown)  # type: ignore[arg-type]
 
     def run(self, progress: bool | Report = False) -> Heatmap | list[Heatmap]:
         """The heat map; or a list of them when the query asks for several: TOP k, ALL, OF (SELECT ...), image by image.
