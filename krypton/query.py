@@ -89,7 +89,9 @@ class Query:
         self._allowance = self._allowed()
         with closing(self._steps(0, reuse=False)) as steps:  # all of it is to be seen
             *_, answer = steps
-        plan = self.plan()
+        plan, goal = self.plan(), answer.execution.goal
+        if goal:
+            plan = replace(plan, notes=(*plan.notes, goal))
         # times are shown per position, and a deadline may have left some out
         more = plan.computed / max(answer.computed, 1) if self._allowed() else 1.0
         actual = {node: milliseconds * more for node, milliseconds in answer.execution.actual.items()}

@@ -32,8 +32,13 @@ BOTH = (0.999, 0.99)
 
 MISS = 0.05
 """By how much an image may miss the target, and ..."""
-SURE = 0.9
-"""... what share of the images may not miss it by more."""
+SHARE = 0.8
+"""... what share of the images may not miss it by more, ..."""
+CONFIDENCE = 0.95
+"""... of those to come, too, with this probability: a setting that just does on a sample fails on others as often as not."""
+
+BETWEEN = 10
+"""Values of tau and keep that are considered between the one at the target and the greatest."""
 
 FITS = 0.02
 """The farthest that a polynomial may be from the means."""
@@ -163,23 +168,35 @@ def _alone(sampled: Sequence[Sampled], parameter: Parameter) -> dict[float, Samp
 def choose(sampled: Sequence[Sampled], target: float) -> Sampled:
     """The cheapest setting that reaches a target, the exact map if there is none.
 
-    It does when its fitted SSIM is at least the target, and on nine of ten images the SSIM is at most 0.05 below. For the value
-    of tau or keep at the target, between two that were sampled, each image's SSIM and time are interpolated.
+    It does when its fitted SSIM is at least the target, and four of five images are at most 0.05 below: of those sampled, and,
+    by a tolerance bound (95 %, as of a normal distribution), of all. For values of tau and keep between two that were sampled,
+    from the one at the target on, each image's SSIM and time are interpolated.
     """
     found = [entry for entry in sampled if len(entry.setting.options()) > 1 and entry.mean >= target]
     for parameter in PARAMETERS:
         alone, fitted = _alone(sampled, parameter), curve(sampled, parameter)
         reached = None if fitted is None else fitted.reach(target)
         if reached is not None:
-            value = _short(parameter, reached)
-            found += [_between(alone, parameter, value), *(entry for known, entry in alone.items() if known > value)]
+            first, last = (_place(parameter, value) for value in (reached, max(alone)))
+            values = {_short(parameter, _value(parameter, place)) for place in np.linspace(first, last, BETWEEN).tolist()}
+            found += [_between(alone, parameter, min(value, max(alone))) for value in values]
     able = [entry for entry in found if _sure(entry, target) and entry.typical_cost < WORTH]
     images = len(sampled[0].ssim)
     return min(able, key=lambda entry: entry.typical_cost, default=Sampled(EXACT, (1.0,) * images, (1.0,) * images))
 
 
 def _sure(entry: Sampled, target: float) -> bool:
-    return sum(ssim >= target - MISS for ssim in entry.ssim) >= SURE * len(entry.ssim)
+    met = sum(ssim >= target - MISS for ssim in entry.ssim)
+    return met >= SHARE * len(entry.ssim) and _bound(entry.ssim) >= target - MISS
+
+
+def _bound(ssim: Sequence[float]) -> float:
+    """What most images have at least: the one-sided tolerance bound of a normal distribution."""
+    from scipy.stats import nct, norm
+
+    count = len(ssim)
+    factor = nct.ppf(CONFIDENCE, count - 1, norm.ppf(SHARE) * count**0.5) / count**0.5
+    return statistics.fmean(ssim) - float(factor) * statistics.stdev(ssim)
 
 
 def _short(parameter: Parameter, value: float) -> float:

@@ -288,6 +288,7 @@ def test_without_a_tuning_the_query_says_how_to_make_one_and_measures(con: krypt
     assert kinds[-3:] == ["every", "interpolate", "hold_out"]
     assert plan_from_json(plan_to_json(query.plan())) == query.plan()
     assert "in 90% of cases" in str(query.estimate())
+    assert "SSIM 0.8 is reached" in query.explain(analyze=True)
     heatmap = query.run()
     assert advice in " ".join(heatmap.info["notes"])
     assert heatmap.info["goal"].startswith("SSIM 0.8 is reached")
