@@ -273,8 +273,9 @@ class Query:
             captured = self._graphs.captured(bound.model, keep=bound.settings["cache_graphs"], before=before)
         if known is not None and known[0].same_as(captured) and known[1] is occlusions:
             return captured, known[2]
-        native.compiling.postpone()
-        without = native.compiling.pending
+        if bound.device == "cpu":
+            native.compiling.postpone()
+        without = bound.device == "cpu" and native.compiling.pending
         plan = self._new_plan(captured, prepared)
         if without and (self._allowed() or worth_waiting(plan, native.compiling.seconds)):
             native.compiling.finish()

@@ -84,8 +84,8 @@ class Compiling:
 
     def postpone(self) -> None:
         """From now on nobody waits for kernels that are still to be compiled: plans do without."""
-        cxx = _usable_compiler()
-        self._postponed = self._thread is None and cxx is not None and not _target(cxx).exists()
+        cxx, known = _usable_compiler(), library.cache_info().currsize > 0
+        self._postponed = self._thread is None and not known and cxx is not None and not _target(cxx).exists()
 
     @property
     def pending(self) -> bool:

@@ -301,6 +301,7 @@ class _Counting:
         self.base_logits = torch.tensor([0.0, 1.0, 2.0, 3.0])
         self.seconds, self.actual, self.precision, self.reused = 0.1, {0: 1.0}, None, 0
         self.learned: dict[str, float] = {}
+        self.goal = ""
         self._stop_after = stop_after
         self._on_close = on_close
         self._query = query
