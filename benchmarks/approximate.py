@@ -36,7 +36,7 @@ from krypton.cli.demo import connect_with_model, find_files
 from krypton.executor.stages import bilinear
 from krypton.graphs import GraphCache
 from krypton.ir.occlusions import Grid
-from krypton.planner.stages import evenly
+from krypton.planner.order import evenly
 from krypton.results import Heatmap, Quality, compare
 from krypton.session import Connection
 

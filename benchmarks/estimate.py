@@ -13,7 +13,6 @@ growth of the process's peak over what it had before the query (on Linux), by wh
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from rich.console import Console
 
 import krypton
 from benchmarks.cases import Case, build, photo
+from benchmarks.examples import EXAMPLES, example
 from benchmarks.machine import commit, describe
 from benchmarks.tables import Plain, rich_table
 from krypton.estimates import Estimate
@@ -49,7 +49,6 @@ POSITIONS = {"exact": (150, 1200), "tolerance": (150, 1200), "naive": (30, 100)}
 """Fewest and most, so that a query takes a few seconds."""
 
 WANTED = {"median": 0.10, "90th percentile": 0.25}
-RETINA = Path(__file__).parents[1] / "examples" / "retina"
 
 
 @dataclass(frozen=True)
@@ -128,12 +127,7 @@ class Session:
 
 def _retina() -> Any:
     """The shipped model."""
-    spec = importlib.util.spec_from_file_location("retina_model", RETINA / "model.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load(RETINA / "retina.safetensors")
+    return example("retina/model").load(EXAMPLES / "retina" / "retina.safetensors")
 
 
 def measure(session: Session, asked: Asked, query: Query) -> dict[str, Any]:

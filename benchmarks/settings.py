@@ -10,14 +10,11 @@ for each model. Pictures and models are kept in the cache folder, and made where
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,9 +23,9 @@ from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 
+from benchmarks.examples import example
 from krypton.cache import cache_folder
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 MODELS = ("resnet18", "vgg16", "inception_v3")
 ENOUGH = 0.85
 """The accuracy on pictures held out from which on a setting counts."""
@@ -55,18 +52,6 @@ class Set:
 
     training: int = 120
     held_out: int = 40
-
-
-def example(name: str) -> ModuleType:
-    """A module of examples/, which is no package."""
-    known = f"krypton_examples_{name.replace('/', '_')}"
-    if known not in sys.modules:
-        specification = importlib.util.spec_from_file_location(known, EXAMPLES / f"{name}.py")
-        assert specification is not None
-        assert specification.loader is not None
-        sys.modules[known] = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(sys.modules[known])
-    return sys.modules[known]
 
 
 def _phantom(name: str) -> Callable[[str, int, int], tuple[Pixels, tuple[int, int, int, int] | None]]:

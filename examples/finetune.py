@@ -364,14 +364,10 @@ def main() -> None:
     """Read, retrain, measure on pictures held out, and save."""
     parser = argparse.ArgumentParser(description="Retrain the last layer of a model on a folder of pictures.")
     parser.add_argument("folder", type=Path, help="with a subfolder of pictures for every class")
-    parser.add_argument(
-        "--held-out", type=Path, help="another such folder to measure accuracy on (default: each fifth picture)"
-    )
+    parser.add_argument("--held-out", type=Path, help="another such folder to measure on (default: each fifth picture)")
     parser.add_argument("--model", choices=SIZES, default="resnet18")
     parser.add_argument("--weights", type=Path, help="a state dict to begin with, .pth or .safetensors")
-    parser.add_argument(
-        "--trunk", nargs="*", default=[], metavar="PART", help="submodules to train first, as layer4; all: everything"
-    )
+    parser.add_argument("--trunk", nargs="*", default=[], metavar="PART", help="submodules to train first (all: everything)")
     parser.add_argument("--epochs", type=int, default=8, help="of the trunk's training")
     parser.add_argument("--size", type=int, help="height and width of the input in pixels (default: the model's usual one)")
     parser.add_argument("--seed", type=int, default=0)

@@ -47,8 +47,7 @@ class GraphStore(Protocol):
 @dataclass(frozen=True, eq=False)
 class Captured:
     """A model's graph, or None with the `reason` why there is none; then `alone` says whether images must go one by one, and
-    `inference` what the model does with one, for estimates (None where it cannot be watched). `fingerprint` is what the model
-    was found to be, "" for one that has none.
+    `inference` what the model does with one, for estimates (None where it cannot be watched).
 
     Of a model without a fingerprint, `seen` are the hashes of its weights, and what it said of the trial image. `key` is the
     fingerprint, or one of `seen`: equal for models that answer alike.
@@ -60,8 +59,12 @@ class Captured:
     alone: bool = False
     seen: tuple[Mapping[str, Reference], Tensor] | None = None
     inference: Inference | None = None
-    fingerprint: str = ""
     key: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the model was found to be, "" for one that has none."""
+        return self.key if self.seen is None else ""
 
     def same_as(self, other: Captured) -> bool:
         """Whether plans made for one will do for the other."""
@@ -99,7 +102,7 @@ class GraphCache:
             found = _capture(model)
             if store is not None and found.model is not None:
                 store.put_graph(key, *_entry(found.model, set(hashes.values()), model))
-        found = replace(found, fingerprint=key, key=key)
+        found = replace(found, key=key)
         self._memory[place] = weakref.ref(model.module, lambda _: self._memory.pop(place, None)), key, found
         return found
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,21 +12,15 @@ import torchvision
 from PIL import Image
 
 import krypton
+from benchmarks.examples import example
 
-FILE = Path(__file__).parents[1] / "examples" / "finetune.py"
 SIZE = 32
 COLOURS = {"blue": (30, 60, 200), "red": (200, 60, 30)}
 
 
 @pytest.fixture(scope="module")
 def finetune() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("finetune", FILE)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
+    return example("finetune")
 
 
 @pytest.fixture(scope="module")

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
 import krypton
+from benchmarks.examples import EXAMPLES, example
 
-FOLDER = Path(__file__).parents[1] / "examples" / "retina"
+FOLDER = EXAMPLES / "retina"
 FIRST_SEED = 970_000  # neither trained on nor looked at when the model was made
 SCANS_PER_LESION = 10
 
 
-def load(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(f"retina_{name}", FOLDER / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def model() -> ModuleType:
-    return load("model")
+    return example("retina/model")
 
 
 @pytest.fixture(scope="module")
 def phantoms() -> ModuleType:
-    return load("phantoms")
+    return example("retina/phantoms")
 
 
 def test_the_model_is_right_on_at_least_95_percent_of_unseen_scans(model: ModuleType, phantoms: ModuleType) -> None:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-FILE = Path(__file__).parents[1] / "examples" / "xray" / "phantoms.py"
+from benchmarks.examples import example
+
 SEEDS = range(12)
 
 
 @pytest.fixture(scope="module")
 def phantoms() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("xray_phantoms", FILE)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
+    return example("xray/phantoms")
 
 
 def change(phantoms: ModuleType, kind: str, seed: int) -> np.ndarray:

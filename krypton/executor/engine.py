@@ -19,7 +19,7 @@ from krypton.executor.energy import EnergyMeter
 from krypton.executor.memory import half_of
 from krypton.executor.naive import naive_batches, naive_logits
 from krypton.executor.occluder import Occluder
-from krypton.executor.pacing import Pacing, Unhurried
+from krypton.executor.pacing import UNHURRIED, Pacing
 from krypton.executor.precision import Precision, Scores, probability_of_prediction, settle
 from krypton.executor.program import Program, StopExecutionError
 from krypton.executor.sensitivity import sensitivities
@@ -27,16 +27,13 @@ from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan, StageKind, TensorPlan
 from krypton.ir.weights import Reference, WeightStore
 from krypton.planner.cost import DeviceProfile
-from krypton.planner.precision import by_weight, exact_kernels, in_low_precision
+from krypton.planner.precision import by_weight, in_low_precision, without_approximations
 from krypton.planner.stages import with_tilings
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
 
 EARLY = 0.04
 """Of all positions, when the first are made known: the rest of the model then runs on few."""
-
-
-_ALL = Unhurried()
 
 
 @dataclass(frozen=True)
@@ -100,14 +97,14 @@ class NaiveEngine:
         self.seen = Seen()
         self.base_logits = naive_logits(module, occluder.image[None])[0].cpu()
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = _ALL) -> Iterator[Batch]:
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         paced = pacing.tiles(tiles)
         for indices, logits, seconds in naive_batches(self._module, self._occluder, self._batch, paced, self._cancelled):
             pacing.ran(len(indices), seconds)
             pacing.finished(len(indices), 0.0)
             yield Batch(indices, logits)
 
-    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
+    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         return self.run(tiles, pacing=pacing)
 
     def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
@@ -154,7 +151,7 @@ class TensorEngine:
         """Is what the plan computes exact, as it is now?"""
         return not (self._tensor.cut or in_low_precision(self._tensor.graph))
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = _ALL) -> Iterator[Batch]:
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         program = self._program if self.exact or not exact else self._exact_program
         exact = exact or self.exact
         asked, (tiles, unchanged) = list(tiles), self._occluder.trimmed(tiles)
@@ -164,7 +161,7 @@ class TensorEngine:
         for batch in tile_batches(program, program.plan, self._occluder, tiles, self._early, pacing):
             yield replace(batch, exact=exact)
 
-    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
+    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
         return tile_batches(program, program.plan, self._occluder, tiles, pacing=pacing)
 
@@ -179,9 +176,7 @@ class TensorEngine:
     @cached_property
     def _exact_program(self) -> Program:
         """The same plan without cuts and low precision, on the same views."""
-        uncut = self._tensor.uncut()
-        graph = exact_kernels(uncut.graph, uncut.alternatives)
-        return self._compile(replace(uncut, graph=graph, tolerance=0.0), self._program)
+        return self._compile(without_approximations(self._tensor), self._program)
 
     @cached_property
     def _meter(self) -> EnergyMeter:
@@ -219,7 +214,7 @@ def tile_batches(
     occluder: Occluder,
     tiles: Iterable[OcclusionTile],
     early: int | None = None,
-    pacing: Pacing = _ALL,
+    pacing: Pacing = UNHURRIED,
 ) -> Iterator[Batch]:
     """Tiles through the trunk; whole values are gathered until a batch for the head is full, the first one when there are
     `early` of them. A run that is cancelled in the trunk yields what was gathered, unless it is cancelled in the head, too."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from krypton.ir.weights import WeightStore
 from krypton.planner.cost import DeviceProfile
 from krypton.planner.goals import KEEPS
 from krypton.planner.order import spread, together
-from krypton.planner.precision import exact_kernels
+from krypton.planner.precision import without_approximations
 from krypton.settings import Settings
 
 
@@ -178,10 +177,9 @@ def make_ready(tensor: TensorPlan, weights: WeightStore, device: str) -> None:
     import scipy.ndimage
     import scipy.spatial  # noqa: F401
 
-    where, uncut = torch.device(device), tensor.uncut()
-    exactly = replace(uncut, graph=exact_kernels(uncut.graph, uncut.alternatives), tolerance=0.0)
+    where = torch.device(device)
     with torch.no_grad():
-        for each in (tensor, exactly):
+        for each in (tensor, without_approximations(tensor)):
             Program(each, weights.on(where), where)
 
 

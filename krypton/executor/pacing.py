@@ -38,6 +38,9 @@ class Unhurried:
     def finished(self, count: int, seconds: float) -> None: ...
 
 
+UNHURRIED = Unhurried()
+
+
 class Clock:
     """`seconds` from `started` on (of `time.perf_counter`; now, unless said).
 

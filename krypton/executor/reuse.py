@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from krypton.executor.engine import Batch, Engine, Seen
-from krypton.executor.pacing import Pacing, Unhurried
+from krypton.executor.pacing import UNHURRIED, Pacing
 from krypton.executor.precision import Precision
 from krypton.ir.occlusions import Occlusions, OcclusionTile
 from krypton.ir.plan import QueryPlan
 from krypton.ir.weights import Reference
 from krypton.planner.tiles import thinned
-
-_ALL = Unhurried()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +52,7 @@ class ReusingEngine:
     def exact(self) -> bool:
         return self._engine.exact
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = _ALL) -> Iterator[Batch]:
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         if exact or self._engine.exact:
             wanted = torch.tensor([index for tile in tiles for index in tile.indices], dtype=torch.int64)
             known = wanted[self._place[wanted] >= 0]
@@ -64,7 +62,7 @@ class ReusingEngine:
                 tiles = thinned(tiles, self._occlusions, wanted[self._place[wanted] < 0].tolist())
         yield from self._engine.run(tiles, exact=exact, pacing=pacing)
 
-    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = _ALL) -> Iterator[Batch]:
+    def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         return self._engine.measure(tiles, pacing=pacing)
 
     def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:

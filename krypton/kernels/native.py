@@ -84,8 +84,10 @@ class Compiling:
 
     def postpone(self) -> None:
         """From now on nobody waits for kernels that are still to be compiled: plans do without."""
-        cxx, known = _usable_compiler(), library.cache_info().currsize > 0
-        self._postponed = self._thread is None and not known and cxx is not None and not _target(cxx).exists()
+        if self._thread is not None or library.cache_info().currsize:
+            return
+        cxx = _usable_compiler()
+        self._postponed = cxx is not None and not _target(cxx).exists()
 
     @property
     def pending(self) -> bool:

@@ -12,6 +12,7 @@ import math
 from krypton.errors import BindError
 from krypton.ir.occlusions import Grid, Occlusions
 from krypton.ir.plan import Approximation, Stage
+from krypton.planner.order import evenly
 
 STEPS = (8, 4, 2)
 """Steps of the lattices in strides of the query, each lattice in the next one."""
@@ -57,5 +58,5 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
 
 def _lattices(grid: Grid) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
     """By step the rows and columns of those lattices that fit the grid, the last row and column included."""
-    found = {step: tuple(tuple(sorted({*range(0, count, step), count - 1})) for count in grid.shape) for step in STEPS}
+    found = {step: tuple(evenly(count, step) for count in grid.shape) for step in STEPS}
     return {step: (rows, columns) for step, (rows, columns) in found.items() if min(len(rows), len(columns)) >= LEAST}

@@ -7,6 +7,11 @@ from krypton.ir.occlusions import Grid, Lattice, Occlusions, OcclusionTile, Tili
 _ALWAYS = 64
 
 
+def evenly(count: int, step: int) -> tuple[int, ...]:
+    """Every so manyth place from the first on, and the last one."""
+    return tuple(sorted({*range(0, count, step), count - 1}))
+
+
 def level_order(rows: int, columns: int) -> list[int]:
     """The places of a lattice, row by row, in another order: those of a coarse lattice first, then level by level between.
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from krypton.ir.graph import Graph, Node
+from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import Reference
 from krypton.kernels import DEFERRED, find
 
@@ -124,6 +125,12 @@ def exact_kernels(graph: Graph, alternatives: Mapping[int, tuple[tuple[str, floa
     """The graph with all convolutions in float32."""
     options = choices(graph, alternatives)
     return with_kernels(graph, {node.id: options[node.id][0].kernel for node in in_low_precision(graph)})
+
+
+def without_approximations(tensor: TensorPlan) -> TensorPlan:
+    """The plan that computes exactly what this one approximates: whole fields, and all convolutions in float32."""
+    uncut = tensor.uncut()
+    return replace(uncut, graph=exact_kernels(uncut.graph, uncut.alternatives), tolerance=0.0)
 
 
 def in_low_precision(graph: Graph) -> list[Node]:

@@ -16,6 +16,7 @@ from krypton.ir.occlusions import Grid, Occlusions
 from krypton.ir.plan import Approximation, Stage
 from krypton.planner.cost import DeviceProfile
 from krypton.planner.goals import goal_stages
+from krypton.planner.order import evenly
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
 
@@ -128,8 +129,3 @@ def coarse_lattice(grid: Grid, share: float, speedup: float) -> tuple[tuple[int,
             "speedup or STRIDE, or a larger region"
         )
     return max(able, key=lambda lattice: len(lattice[0]) * len(lattice[1]))
-
-
-def evenly(count: int, step: int) -> tuple[int, ...]:
-    """Every so manyth place from the first on, and the last one."""
-    return tuple(sorted({*range(0, count, step), count - 1}))

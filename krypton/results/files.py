@@ -35,15 +35,20 @@ def write(heatmap: Heatmap, path: str | os.PathLike[str], *, overwrite: bool = T
     target = check_target(path)
     if not overwrite and target.exists():
         raise ExecutionError(f"'{target}' exists already; choose another name, or allow it to be overwritten")
+    write_whole(target, lambda temporary: SUFFIXES[target.suffix.lower()](heatmap, temporary))
+    return target
+
+
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Have a file written beside the target, which it then replaces; raises ExecutionError when that cannot be done."""
     temporary = target.with_name(f".krypton-{uuid.uuid4().hex}.tmp")
     try:
-        SUFFIXES[target.suffix.lower()](heatmap, temporary)
+        write(temporary)
         os.replace(temporary, target)
     except OSError as error:
         raise ExecutionError(f"'{target}' cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-    return target
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:

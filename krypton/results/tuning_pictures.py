@@ -14,6 +14,7 @@ import numpy as np
 
 from krypton.errors import ExecutionError
 from krypton.planner.tuning import MISS, PARAMETERS, Parameter, Sampled, curve
+from krypton.results.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,12 +38,17 @@ def figure(sampled: Sequence[Sampled], target: float, deviations: Sequence[float
 
 
 def save(drawn: Figure, path: str | os.PathLike[str]) -> Path:
-    """Write a figure as the suffix of the path says; raises ExecutionError."""
+    """Write a figure as the suffix of the path says; raises ExecutionError for a suffix or a place that does not do."""
+    target = Path(path).expanduser()
+
+    def write(temporary: Path) -> None:
+        drawn.savefig(temporary, dpi=_DPI, format=target.suffix.removeprefix(".").lower() or "png")
+
     try:
-        drawn.savefig(path, dpi=_DPI)
-    except (OSError, ValueError) as error:
-        raise ExecutionError(f"the picture '{os.fspath(path)}' cannot be written: {error}") from None
-    return Path(path)
+        write_whole(target, write)
+    except ValueError as error:  # of Matplotlib, for the suffix
+        raise ExecutionError(f"the picture '{target}' cannot be written: {error}") from None
+    return target
 
 
 def _draw_curve(sampled: Sequence[Sampled], name: Parameter, target: float, ax: Axes) -> None:

@@ -208,7 +208,7 @@ def test_waiting_for_the_compiler_is_worth_it_where_more_is_saved() -> None:
         costs = {node: replace(cost, milliseconds=seconds * 1e3 / GRID.count)}
         return replace(plan, tensor=replace(plan.tensor, costs=costs))
 
-    assert patience.worth_waiting(taking(12.0), 0.0)
+    assert patience.worth_waiting(taking(13.0), 0.0)
     assert not patience.worth_waiting(taking(8.0), 0.0)
     assert patience.worth_waiting(taking(8.0), 2.0)
     assert not patience.worth_waiting(taking(1.0), 60.0)

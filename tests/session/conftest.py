@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from session_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SMALL, SmallNet
 
 import krypton
+from krypton.query import Query
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +51,10 @@ def scan(tmp_path: Path, pixels: NDArray[np.uint8]) -> Path:
     path = tmp_path / "scan.png"
     Image.fromarray(pixels).save(path)
     return path
+
+
+@pytest.fixture
+def query(con: krypton.Connection, pixels: NDArray[np.uint8]) -> Query:
+    lazy = con.sql(SMALL, {"img": pixels})
+    assert isinstance(lazy, Query)
+    return lazy

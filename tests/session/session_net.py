@@ -1,12 +1,18 @@
-"""The CNN of the session's tests."""
+"""The CNN of the session's tests, and a query."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import krypton
+
 LABELS = ("normal", "drusen", "fluid", "exudate")
 SHAPE = (3, 20, 24)
+
+SMALL = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 6x8 STRIDE 4"
 
 
 class SmallNet(nn.Module):
@@ -27,3 +33,15 @@ class SmallNet(nn.Module):
         x = nn.functional.max_pool2d(self.norm(self.conv1(x)).relu(), 2)
         y: Tensor = self.fc(self.conv2(x).relu().mean((2, 3)))
         return y
+
+
+class Steep(SmallNet):
+    """The same with answers that depend on the image enough for maps that are not flat."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 12 * super().forward(x)
+
+
+def run(con: krypton.Connection, text: str, **params: Any) -> Any:
+    """The answer of a query."""
+    return con.sql(text, params).run()

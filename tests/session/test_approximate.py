@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from session_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SmallNet, run
 from torch import Tensor
 
 import krypton
@@ -21,10 +20,6 @@ from krypton.results import compare
 
 FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
 DRILL = f"{FINE} MODE APPROXIMATE WITH (drilldown => 0.1, speedup => 3, quality_share => 0.1)"
-
-
-def run(con: krypton.Connection, text: str, **params: Any) -> Any:
-    return con.sql(text, params).run()
 
 
 @pytest.fixture(scope="module")

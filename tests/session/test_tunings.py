@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from session_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, Steep
 from torch import Tensor, nn
 
 import krypton
@@ -23,13 +23,6 @@ from krypton.tunings import Tuning
 
 FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
 GOAL = f"{FINE} MODE APPROXIMATE WITH (ssim => 0.8)"
-
-
-class Steep(SmallNet):
-    """The same with answers that depend on the image enough for maps that are not flat."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 12 * super().forward(x)
 
 
 def pictures(count: int) -> list[np.ndarray[Any, Any]]:

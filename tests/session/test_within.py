@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from session_net import LABELS, SHAPE, SmallNet
+from session_net import LABELS, SHAPE, SmallNet, run
 from torch import Tensor, nn
 
 import krypton
@@ -23,10 +23,6 @@ from krypton.results import compare
 
 FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1 SCORE LOGIT"
 POSITIONS = 16 * 20
-
-
-def run(con: krypton.Connection, text: str, **params: Any) -> Any:
-    return con.sql(text, params).run()
 
 
 @pytest.fixture(scope="module")
