@@ -34,7 +34,7 @@ GRAY = 128
 HIDDEN = 4  # of so many pictures with a finding, one has it hidden, and counts as normal: that is what explanations ask for
 TRAINING, HELD_OUT, TESTING = 0, 500_000, 700_000  # first seeds
 CROP = 96 / 224  # of the height and width, what trunks are trained on
-EPOCHS = {"resnet18": 8, "vgg16": 4, "inception_v3": 4}
+EPOCHS = {"resnet18": 8, "vgg16": 12, "inception_v3": 14}
 
 Pixels = NDArray[np.uint8]
 

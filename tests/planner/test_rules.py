@@ -14,12 +14,15 @@ from support.small import GRID, MODELS, captured_model, image_and_fill, model
 
 from krypton.errors import PlanError
 from krypton.executor import execute
+from krypton.ir.graph import Graph
 from krypton.ir.plan import Approximation, QueryPlan, TensorPlan
 from krypton.ir.verify import verify_plan
+from krypton.kernels import DEFERRED
 from krypton.planner import optimizer
 from krypton.planner.explain import explain
 from krypton.planner.rules import RULES, Context, Rule, register_rule
-from krypton.planner.rules.base import map_nodes
+from krypton.planner.rules.base import map_nodes, tensor_plan
+from krypton.planner.rules.full_when_cheaper import with_deferred
 from krypton.planner.tiles import single_tiling
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -219,3 +222,19 @@ def test_a_rule_that_breaks_the_graph_is_caught_at_once() -> None:
             optimizer.plan_query(captured_model("residual"), GRID, settings=settings_of())
     finally:
         RULES[:] = before
+
+
+def test_increments_are_priced_with_the_activations_that_will_be_deferred() -> None:
+    captured, context = captured_model("dense"), Context(settings_of())
+    plan, _ = before_and_after("dense", "full_when_cheaper")
+    final = optimizer.plan_query(captured, GRID, settings=settings_of({"disabled_rules": "full_when_cheaper"}))
+    before, wanted = tensor_plan(plan).graph, tensor_plan(final).graph
+    assert not _deferred(before)
+    assert _deferred(with_deferred(before, context)) == _deferred(wanted)
+    assert _deferred(wanted)
+    without = Context(settings_of({"disabled_rules": "defer_activation"}))
+    assert with_deferred(before, without) == before
+
+
+def _deferred(graph: Graph) -> set[int]:
+    return {node.id for node in graph if node.kernel == DEFERRED}

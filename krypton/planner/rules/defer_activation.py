@@ -6,9 +6,10 @@ down and reading them again costs as much as a sixth of all arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
-from krypton.ir.graph import Node
+from krypton.ir.graph import Graph, Node
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import DEFERRED, find
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
@@ -16,27 +17,38 @@ from krypton.planner.rules.base import Context, map_nodes, tensor_plan
 
 def defer_activation(plan: QueryPlan, context: Context) -> QueryPlan:
     """Defer what can be."""
-    graph = tensor_plan(plan).graph
+    able = deferrable(tensor_plan(plan).graph, lambda node: node.kernel.split("+"))
+    return map_nodes(plan, lambda node: replace(node, kernel=DEFERRED) if node.id in able else node)
+
+
+def deferrable(graph: Graph, kernels: Callable[[Node], Collection[str]]) -> set[int]:
+    """The activations that their only reader can compute, by the names of the kernels that a node has, or may get."""
     consumers = graph.consumers()
 
-    def change(node: Node) -> Node:
-        readers = consumers[node.id]
-        able = node.id != graph.output and len(readers) == 1 and _is_single(node) and _begins(readers[0], node.id)
-        return replace(node, kernel=DEFERRED) if able else node
+    def begins(reader: Node) -> bool:
+        return any(name and find("conv", name).begins for name in kernels(reader))
 
-    return map_nodes(plan, change)
+    return {
+        node.id
+        for node in graph
+        if node.id != graph.output
+        and len(consumers[node.id]) == 1
+        and _is_single(node)
+        and _is_pointwise(consumers[node.id][0], node.id)
+        and "native" in kernels(node)
+        and begins(consumers[node.id][0])
+    }
 
 
 def _is_single(node: Node) -> bool:
-    """A function of one scaled input, that a compiled kernel would run?"""
-    if node.op != "combine" or node.mode != "delta" or node.kernel != "native" or node.function is None:
+    """A function of one scaled input?"""
+    if node.op != "combine" or node.mode != "delta" or node.function is None:
         return False
     return len(node.inputs) == 1 and node.epilogue is not None and len(node.epilogue.terms) == 1
 
 
-def _begins(reader: Node, source: int) -> bool:
-    """A 1×1 convolution of this value (which its epilogue does not read) whose kernel can begin with a function?"""
+def _is_pointwise(reader: Node, source: int) -> bool:
+    """A 1×1 convolution of this value, which its epilogue does not read?"""
     if reader.op != "conv" or reader.mode != "delta" or reader.inputs[0] != source or source in reader.inputs[1:]:
         return False
-    pointwise = tuple(reader.attrs["kernel"]) == (1, 1) and not any(reader.attrs["padding"])
-    return pointwise and find("conv", reader.kernel.split("+")[0]).begins
+    return tuple(reader.attrs["kernel"]) == (1, 1) and not any(reader.attrs["padding"])

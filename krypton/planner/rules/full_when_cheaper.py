@@ -15,11 +15,13 @@ import networkx as nx
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan
+from krypton.kernels import DEFERRED, able
 from krypton.planner.cost import USUALLY_KEPT, Pricing, plan_costs, sizes, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.precision import choices, propose, sensitivity_of, with_kernels
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
 from krypton.planner.rules.choose_kernel import rank
+from krypton.planner.rules.defer_activation import deferrable
 from krypton.planner.rules.project_when_opaque import insert_projections
 from krypton.planner.tiles import even_tiling, sample
 
@@ -34,6 +36,7 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
         return plan
     tiles = sample(even_tiling(plan.occlusions).tiles(plan.occlusions), 9)
     priced = _in_low_precision(graph, tiles, context) if context.settings["tolerance"] else graph
+    priced = with_deferred(priced, context)
     delta = plan_costs(priced, Fields(graph), tiles, BATCH, context.profile, context.device)
     full = {
         n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), BATCH).milliseconds
@@ -83,6 +86,17 @@ def _in_low_precision(graph: Graph, tiles: Sequence[OcclusionTile], context: Con
     options = choices(graph, alternatives)
     sensitivity = sensitivity_of(graph, options, context.sensitivities)
     return with_kernels(graph, propose(options, sensitivity, context.settings["tolerance"]))
+
+
+def with_deferred(graph: Graph, context: Context) -> Graph:
+    """The graph with those activations deferred that a later rule will defer: increments are the cheaper for it."""
+    settings = context.settings
+    if "defer_activation" in settings["disabled_rules"] or "choose_kernel" in settings["disabled_rules"]:
+        return graph
+    if "reference" in settings["kernels"]:
+        return graph
+    found = deferrable(graph, lambda node: [kernel.name for kernel in able(node.op, node, context.device)])
+    return graph.with_nodes(replace(node, kernel=DEFERRED) if node.id in found else node for node in graph)
 
 
 def _dominators(graph: Graph) -> list[int]:
