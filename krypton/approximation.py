@@ -9,9 +9,9 @@ from krypton.errors import BindError
 from krypton.ir.plan import Approximation
 from krypton.planner.stages import first_stride
 
-APPROXIMATE_OPTIONS = ("tau", "keep", "drilldown", "speedup", "ssim", "quality_share")
+APPROXIMATE_OPTIONS = ("tau", "keep", "freeze", "drilldown", "speedup", "ssim", "quality_share")
 
-MEANS = ("tau", "keep", "drilldown", "speedup")
+MEANS = ("tau", "keep", "freeze", "drilldown", "speedup")
 """Those that say what is left out."""
 
 DRILLDOWN, SPEEDUP = 0.25, 3.0
@@ -23,28 +23,31 @@ QUALITY_SHARE = 0.02
 def check_approximation(options: Mapping[str, Any], seed: int, within: float | None = None) -> Approximation:
     """What the options of a query say, with the defaults for what they do not; raises BindError.
 
-    With ssim, that is left to a tuning or the run. Without tau and keep there is a drill-down; with one of them only if
-    drilldown or speedup is written. With a deadline, `within` seconds, there is none: how many positions are computed is then
-    a matter of time.
+    With ssim, that is left to a tuning or the run, which with a deadline ends earlier if it can. Without tau, keep and freeze
+    there is a drill-down; with one of them only if drilldown or speedup is written. With a deadline, `within` seconds, there
+    is none: how many positions are computed is then a matter of time.
     """
     given = {name.lower(): value for name, value in options.items()}
     share = number_option("quality_share", given.get("quality_share", QUALITY_SHARE), 0, 1)
-    if "ssim" in given and within is not None:
-        raise BindError("WITHIN and option ssim are two goals, of which a query takes one: leave one out")
     if "ssim" in given:
-        return Approximation(quality_share=share, seed=seed, ssim=check_goal(given))
+        return Approximation(quality_share=share, seed=seed, within=within, ssim=check_goal(given))
     tau, keep = (number_option(name, given[name], 0, 1, above=True) if name in given else None for name in ("tau", "keep"))
+    freeze = given.get("freeze", False)
+    if not isinstance(freeze, bool):
+        raise BindError(f"option freeze is TRUE or FALSE, not {freeze!r}")
+    if freeze and keep is not None:
+        raise BindError("freeze and keep do not go together: where changes are is measured with gates that follow them")
     drilldown, speedup = None, None
     fixed = sorted({"drilldown", "speedup"} & {*given})
     if within is not None and fixed:
         raise BindError(
             f"WITHIN and option {fixed[0]} contradict each other: both say how many positions are computed. Leave one out"
         )
-    if within is None and (fixed or (tau is None and keep is None)):
+    if within is None and (fixed or (tau is None and keep is None and not freeze)):
         drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
         speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
         first_stride(drilldown, speedup)
-    return Approximation(tau, keep, drilldown, speedup, share, seed, within)
+    return Approximation(tau, keep, drilldown, speedup, share, seed, within, freeze=freeze)
 
 
 def check_goal(given: Mapping[str, Any]) -> float:

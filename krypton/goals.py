@@ -26,10 +26,10 @@ from krypton.tunings import Subject, Tuning, Tunings, by, described, subject
 def settle(bound: BoundQuery, prepared: Prepared, key: str, tunings: Tunings) -> tuple[Approximation | None, list[str]]:
     """What a query may leave out, and notes on where that is from; `key` is the captured model's fingerprint."""
     asked = bound.approximation
+    if asked is not None and asked.ssim == 1:
+        return replace(asked, ssim=None), ["ssim => 1 asks for the exact map"]
     if asked is None or not bound.tunable:
         return asked, []
-    if asked.ssim == 1:
-        return replace(asked, ssim=None), ["ssim => 1 asks for the exact map"]
     said, because = _tuned(bound, prepared, key, tunings)
     if said is None:
         if asked.ssim is None:

@@ -158,13 +158,16 @@ def execute(
         scored = (scores or probability_of_prediction)(engine.base_logits)
         if found is not None and within is None:
             engine = ReusingEngine(engine, plan.occlusions, found)
-        if within is not None and clock is not None:
-            batches = run_within(plan, engine, scored, clock, found)
-        elif plan.approximation is not None and plan.approximation.ssim is not None:
+        judge = None
+        if plan.approximation is not None and plan.approximation.ssim is not None:
             if promise is None:
                 raise ExecutionError("a plan with a goal needs to be told how its quality is judged")
+            judge = promise(engine.base_logits)
+        if within is not None and clock is not None:
+            batches = run_within(plan, engine, scored, clock, found, judge)
+        elif judge is not None:
             keeps = () if plan.tensor is None or "energy_cut" in settings["disabled_rules"] else KEEPS
-            batches = run_goal(plan, engine, scored, promise(engine.base_logits), keeps)
+            batches = run_goal(plan, engine, scored, judge, keeps)
         elif plan.stages:
             batches = run_stages(plan, engine, scored)
         else:

@@ -27,6 +27,11 @@ MARGIN = 0.2
 """How much more than the goal must be promised, of what is missing to 1: the rung that stops is the luckiest of several."""
 
 
+def is_enough(said: float, goal: float) -> bool:
+    """Is a goal reached, when a look at one of several maps promises so much?"""
+    return said >= goal + MARGIN * (1 - goal)
+
+
 def run_goal(plan: QueryPlan, engine: Engine, scores: Scores, promise: Promise, keeps: Sequence[float]) -> Iterator[Batch]:
     """Batches of all stages up to the one that reaches the goal, as `stages.run_stages` gives them.
 
@@ -170,7 +175,7 @@ class GoalRun(StageRun):
         logits[places], exact = truth[places], exact.clone()
         exact[places] = True
         said = self.promise(logits, exact, places, thought)
-        self.reached = said is not None and said >= self.goal + MARGIN * (1 - self.goal)
+        self.reached = said is not None and is_enough(said, self.goal)
         return said
 
     def _say(self, said: float | None, what: str) -> None:

@@ -44,7 +44,7 @@ UNHURRIED = Unhurried()
 class Clock:
     """`seconds` from `started` on (of `time.perf_counter`; now, unless said).
 
-    `reserve` is how long it takes from the last batch to the answer. `stopped`: there is no time for more.
+    `reserve` is how long it takes from the last batch to the answer. `stopped`: there is no time for more, or no need.
     """
 
     def __init__(self, seconds: float, started: float | None = None) -> None:

@@ -4,7 +4,7 @@ The papers' drill-down has two stages whose sizes are chosen beforehand. Here th
 halves the step of the one before, and within a level those tiles come first whose known neighbours differ most. Flat regions
 are left for the end. A few positions are held out from all of this: what the finished map says of them, interpolated, is
 compared with their exact values, which tells its quality. When time suffices for all positions, all are computed, and the
-map is exact.
+map is exact. With a goal for its quality the run ends as soon as those held out promise it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from krypton.errors import ExecutionError
 from krypton.executor.engine import Batch, Engine
+from krypton.executor.goals import Promise, is_enough
 from krypton.executor.interpolation import interpolated
 from krypton.executor.pacing import Clock
 from krypton.executor.precision import Scores
@@ -27,6 +28,7 @@ from krypton.executor.reuse import Known
 from krypton.executor.stages import evenly_drawn
 from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan, Stage, StageKind
+from krypton.planner.goals import HELD_OUT
 from krypton.planner.order import level_order, spread
 from krypton.planner.tiles import curve_order, thinned
 
@@ -35,23 +37,28 @@ _SURELY = 0.85  # of the time left that all that is missing may be predicted to 
 _HELD_OUT = 0.08  # of the time left, at most; positions for themselves take longer than many together
 _PER_VALUE = 25e-9  # seconds to interpolate and to keep one logit
 _MANY = 100  # positions, of which it shows how long gathering them into tiles takes
+_MORE = 1.2  # times as many positions as at the last look, before it is looked again whether the goal is reached
 _AT_LEAST = 0.01  # seconds for whatever else happens between the last batch and the answer
 
 
-def run_within(plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock, known: Known | None) -> Iterator[Batch]:
+def run_within(
+    plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock, known: Known | None, promise: Promise | None = None
+) -> Iterator[Batch]:
     """Batches of what is known, of each level, and at the end of the interpolated rest and of what was held out.
 
     Occlusions by masks have no neighbours: as many as there is time for are computed. `scores` gives (n, targets) of logits
-    (n, K); levels are refined by the first target's. Raises ExecutionError when not even one position can be computed.
+    (n, K); levels are refined by the first target's. `promise` judges the map of a plan with a goal, for which it is needed;
+    `engine.seen.goal` says in the end what became of that. Raises ExecutionError when not even one position can be computed.
     """
-    return _Within(plan, engine, scores, clock).batches(known)
+    return _Within(plan, engine, scores, clock, promise).batches(known)
 
 
 class _Within:
     """What was found so far: `logits` (n, K), and of each position whether it is `known`, `exact`, and `held` out (n,)."""
 
-    def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock) -> None:
+    def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock, promise: Promise | None) -> None:
         assert plan.approximation is not None
+        self.promise, self.said, self.looked_at = promise, None, 0
         self.plan, self.engine, self.scores, self.clock = plan, engine, scores, clock
         self.approximation, self.occlusions = plan.approximation, plan.occlusions
         self.views_took = clock.spent
@@ -110,6 +117,8 @@ class _Within:
         if tiles and not self.clock.stopped:
             for batch in self.engine.run(tiles, exact=exact, pacing=self.clock):
                 yield self._note(batch, "level")
+                if self._reached():
+                    return
 
     def _note(self, batch: Batch, stage: StageKind) -> Batch:
         self.logits[batch.indices], self.exact[batch.indices] = batch.logits, torch.tensor(batch.exact)
@@ -192,9 +201,9 @@ class _Within:
         if self.held.any() or self.clock.stopped:
             return
         affordable = _HELD_OUT * self.clock.left / (self.clock.alone or math.inf)
-        wanted = min(self.approximation.quality_share * len(self.known), affordable)
+        wanted = max(self.approximation.quality_share * len(self.known), HELD_OUT if self.promise is not None else 0)
         candidates = ~self.known if self.engine.exact else ~self.exact
-        drawn = self._drawn(candidates, math.ceil(wanted) if self.approximation.quality_share else 0)
+        drawn = self._drawn(candidates, math.ceil(min(wanted, affordable)))
         boxes = self.occlusions.rectangles().reshape(-1, 4)
         for batch in self.engine.run([tile_around([index], boxes) for index in drawn], exact=True, pacing=self.clock):
             self._hold(batch)
@@ -202,6 +211,30 @@ class _Within:
     def _hold(self, batch: Batch) -> None:
         self.held[batch.indices] = True
         self.held_logits[batch.indices] = batch.logits
+
+    def _reached(self) -> bool:
+        """Is the goal promised, if there is one? Then nothing more is computed. Looked at now and then: it takes time, too."""
+        count = int(self.known.sum())
+        if self.promise is None or not isinstance(self.occlusions, Grid) or count < _MORE * self.looked_at:
+            return False
+        places = (self.held & ~self._in_company(self.occlusions)).nonzero()[:, 0]
+        if not len(places):
+            return False
+        self.looked_at = count
+        between = interpolated(self.logits, self.occlusions, self.known)
+        thought, exact = between[places], self.exact | self.held
+        between[self.held] = self.held_logits[self.held]
+        self.said = self.promise(between, exact, places, thought)
+        if self.said is None or not is_enough(self.said, self._goal()):
+            return False
+        self.clock.stopped = True
+        text = f"SSIM {self._goal():g} is reached with {count:,} positions computed, the others interpolated"
+        self.engine.seen.goal = f"{text}: about {self.said:.3f}"
+        return True
+
+    def _goal(self) -> float:
+        assert self.approximation.ssim is not None
+        return self.approximation.ssim
 
     def _drawn(self, candidates: Tensor, count: int) -> list[int]:
         order = curve_order(self.occlusions, candidates.nonzero()[:, 0].tolist())
@@ -218,6 +251,8 @@ class _Within:
 
     def _finish(self) -> Iterator[Batch]:
         held = self.held.clone()
+        if self.promise is not None and not self.engine.seen.goal:
+            self.engine.seen.goal = self._missed()
         if isinstance(self.occlusions, Grid):
             if self.engine.exact:
                 held &= ~self._in_company(self.occlusions)
@@ -243,6 +278,13 @@ class _Within:
         indices = which.nonzero()[:, 0]
         if len(indices):
             yield self._note(Batch(indices, self.held_logits[indices]), "level")
+
+    def _missed(self) -> str:
+        """What became of the goal when time was up."""
+        if bool((self.exact | self.held).all()):
+            return f"SSIM {self._goal():g} is reached by the exact map; nothing less promised it"
+        thought = "unknown" if self.said is None else f"about {self.said:.3f} when last looked at"
+        return f"SSIM {self._goal():g} was not promised within {self.clock.seconds:g} s: {thought}"
 
     def _too_short(self) -> ExecutionError:
         took, asked = self.views_took, self.clock.seconds

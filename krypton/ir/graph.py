@@ -15,7 +15,7 @@ import networkx as nx
 from krypton.ir.geometry import Cut
 from krypton.ir.weights import Reference
 
-Mode = Literal["full", "delta", "project", "once"]
+Mode = Literal["full", "delta", "project", "once", "frozen"]
 """full: on whole maps, once per occlusion. delta: on boxes. project: delta in, whole value out. once: not per occlusion."""
 
 
@@ -121,6 +121,13 @@ class Graph:
 
     def with_nodes(self, nodes: Iterable[Node], output: int | None = None) -> Graph:
         return Graph(tuple(nodes), self.output if output is None else output)
+
+    def whole(self) -> Graph:
+        """The same on whole values throughout, nothing left out, by PyTorch."""
+        plain = self.substitute({node.id: node.inputs[0] for node in self.nodes if node.op == "project"})
+        return plain.with_nodes(
+            node if node.mode == "once" else replace(node, mode="full", cuts=(), kernel="") for node in plain.nodes
+        )
 
     def substitute(self, replacements: Mapping[int, int]) -> Graph:
         """Drop the nodes that are keys, reading the values' nodes in their place (chains are followed)."""

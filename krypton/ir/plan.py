@@ -66,8 +66,13 @@ class TensorPlan:
 
     @property
     def cut(self) -> bool:
-        """Are any fields cut, or to be cut?"""
-        return self.keep < 1 or any(node.cuts for node in self.graph)
+        """Are any fields cut, or to be cut, or changes of anything left out?"""
+        return self.keep < 1 or self.frozen or any(node.cuts for node in self.graph)
+
+    @property
+    def frozen(self) -> bool:
+        """Has anything the value that it has on the unmodified image?"""
+        return any(node.mode == "frozen" for node in self.graph)
 
     def uncut(self) -> TensorPlan:
         """The same with all fields whole."""
@@ -91,9 +96,10 @@ class Approximation:
     `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36). `keep`:
     fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
     query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
-    `within`: seconds from the start of the run to its result.
+    `freeze`: squeeze-and-excitation gates keep their values. `within`: seconds from the start of the run to its result.
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
-    `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`).
+    `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`), with a
+    deadline whatever is not needed for it.
     """
 
     tau: float | None = None
@@ -104,10 +110,11 @@ class Approximation:
     seed: int = 0
     within: float | None = None
     ssim: float | None = None
+    freeze: bool = False
 
     def names(self) -> list[str]:
         """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
-        found = [f"{name} {value:g}" for name, value in self.options().items()]
+        found = [*["freeze"] * self.freeze, *(f"{name} {value:g}" for name, value in self.options().items())]
         return found if self.within is None else [*found, f"within {self.within:g} s"]
 
     def options(self) -> dict[str, float]:

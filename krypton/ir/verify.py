@@ -10,7 +10,16 @@ from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid
 from krypton.ir.plan import QueryPlan, Stage, StageKind, TensorPlan
 
-MODES = {"full", "delta", "project", "once"}
+MODES = {"full", "delta", "project", "once", "frozen"}
+READS = {
+    "full": {"full", "project", "once"},
+    "delta": {"delta", "once", "frozen"},
+    "project": {"delta", "once", "frozen"},
+    "once": {"once"},
+    "frozen": MODES,
+}
+"""Of which modes the inputs of a node may be."""
+
 KINDS = {"naive", "exact", "approximate"}
 
 STAGES = set(get_args(StageKind))
@@ -50,7 +59,7 @@ def verify_plan(plan: QueryPlan) -> None:
     verify_graph(graph)
     modes = {node.id: node.mode for node in graph}
     for node in graph:
-        allowed = {"delta", "once"} if node.mode in ("delta", "project") else {"full", "project", "once"}
+        allowed = READS[node.mode]
         for source in node.inputs:
             if modes[source] not in allowed:
                 raise PlanError(f"node %{node.id} ({node.op}, {node.mode}) cannot read %{source} in mode {modes[source]}")

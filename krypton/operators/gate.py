@@ -1,7 +1,8 @@
 """The product of a map with one number per channel that depends on the image: the gate of a squeeze-and-excitation block.
 
-A gate looks at the whole map, so that every occlusion changes every pixel behind it: there is no delta rule. Where the only
-reader is a 1×1 convolution, that multiplies as it reads (see planner/rules/defer_gate.py).
+A gate looks at the whole map, so that every occlusion changes every pixel behind it: there is no delta rule, unless the gate is
+taken for constant (see planner/rules/freeze_gates.py): Δy = s_b·Δx. Where the only reader is a 1×1 convolution, that multiplies
+as it reads (see planner/rules/defer_gate.py).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from krypton.ir.delta import Delta
 from krypton.ir.graph import Node
-from krypton.operators.base import Builder, Call, Input, Operator, Whole, register
+from krypton.operators.base import Builder, Call, Input, Operator, Tile, Value, ViewKey, Whole, channels_last, register
 
 
 @register
@@ -30,6 +32,18 @@ class Gate(Operator):
             if len(shape) == 3 and shape == call.shape and gated == (shape[0], 1, 1) != shape:
                 return build.add("gate", (source, gate), call.shape)
         return None
+
+    def incremental(self, node: Node, changed: Sequence[bool]) -> bool:
+        return list(changed) == [True, False]
+
+    def views(self, node: Node) -> list[ViewKey]:
+        return [(node.inputs[1], "out")]
+
+    def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
+        source, (rows, columns) = inputs[0], tile.field(node)
+        assert isinstance(source, Delta)
+        data = source.window(rows, columns) * tile.view(node.inputs[1], "out")
+        return Delta(channels_last(data), rows.start, columns.start, tile.field(node))
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:
         return inputs[0] * inputs[1]

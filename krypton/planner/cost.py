@@ -162,6 +162,9 @@ def plan_costs(
     costs: dict[int, Cost] = {}
     for node in graph:
         pricing = Pricing(node, profile, device)
+        if node.mode == "frozen":
+            costs[node.id] = Cost((0, 0), 0, pricing.cost(whole_box(node), 1).full_multiply_adds, 0, 0.0)
+            continue
         if node.mode not in ("delta", "project"):
             costs[node.id] = pricing.cost(whole_box(node), head_batch)
             continue

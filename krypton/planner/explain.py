@@ -116,7 +116,8 @@ def _text(plan: QueryPlan, costs: bool, verbose: bool, actual: Mapping[int, floa
             if isinstance(plan.occlusions, Masks)
             else "the rest is interpolated, its quality measured"
         )
-        lines.append(f"within {plan.approximation.within:g} s: stages as far as there is time; {rest}")
+        goal = "" if plan.approximation.ssim is None else f", or until SSIM {plan.approximation.ssim:g} is promised"
+        lines.append(f"within {plan.approximation.within:g} s: stages as far as there is time{goal}; {rest}")
     lines += [f"note: {note}" for note in plan.notes]
     summary = summarise(plan)
     if summary and costs:
@@ -281,7 +282,7 @@ def _caption(row: Row, costs: bool) -> list[str]:
     return [*words, f"{_flops(row)} MFLOP"] if costs and row.cost.full_multiply_adds else words
 
 
-COLOURS = {"delta": "#cfe8cf", "full": "#f4d6cc", "project": "#f8efc2", "once": "#e4e4e4"}
+COLOURS = {"delta": "#cfe8cf", "full": "#f4d6cc", "project": "#f8efc2", "once": "#e4e4e4", "frozen": "#d5e3f3"}
 
 
 def _dot(plan: QueryPlan, costs: bool, verbose: bool, actual: Mapping[int, float] | None, seconds: float | None) -> str:

@@ -35,10 +35,8 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
 
     Raises BindError for masks: SSIM compares maps over a grid.
     """
-    if not isinstance(occlusions, Grid):
-        raise BindError("ssim compares maps over a grid, and MASKS have none: use WITH (keep => 0.999), or MODE EXACT")
-    total = occlusions.count
-    lattices = _lattices(occlusions) if total >= FEW else {}
+    grid, total = check_grid(occlusions), occlusions.count
+    lattices = _lattices(grid) if total >= FEW else {}
     if not lattices:
         return (Stage("every", total),)
     sizes = [len(rows) * len(columns) for rows, columns in lattices.values()]
@@ -54,6 +52,13 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
             stages.append(Stage("refine", refined))
             left -= refined
     return (*stages, Stage("every", max(left, 0)), Stage("interpolate", 0), Stage("hold_out", held_out))
+
+
+def check_grid(occlusions: Occlusions) -> Grid:
+    """The occlusions, if there is an SSIM of their map; raises BindError for masks."""
+    if not isinstance(occlusions, Grid):
+        raise BindError("ssim compares maps over a grid, and MASKS have none: use WITH (keep => 0.999), or MODE EXACT")
+    return occlusions
 
 
 def _lattices(grid: Grid) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:

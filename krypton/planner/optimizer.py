@@ -139,12 +139,12 @@ def _legal(plan: QueryPlan) -> QueryPlan:
     """If whole values are still to be made from deltas (project_when_opaque was left out), nothing is incremental."""
     graph = tensor_plan(plan).graph
     modes = {node.id: node.mode for node in graph}
-    broken = any(node.mode == "full" and any(modes[source] == "delta" for source in node.inputs) for node in graph)
+    partly = {"delta", "frozen"}
+    broken = any(node.mode == "full" and any(modes[source] in partly for source in node.inputs) for node in graph)
     if not broken and modes[graph.output] != "delta":
         return plan
-    nodes = [node if node.mode == "once" else replace(node, mode="full", cuts=()) for node in graph]
     notes = (*plan.notes, "without project_when_opaque, nothing is incremental")
-    return replace(plan, tensor=replace(tensor_plan(plan), graph=graph.with_nodes(nodes), views=None), notes=notes)
+    return replace(plan, tensor=replace(tensor_plan(plan), graph=graph.whole(), views=None), notes=notes)
 
 
 def _costs(plan: QueryPlan, context: Context) -> dict[int, Cost]:

@@ -32,6 +32,9 @@ SAMPLE_TILES, PER_TILE = 6, 4
 USUAL_TRIALS = 3
 """How often that sample runs before the map does: twice when the proposal holds, up to five times when it has to be mended."""
 
+WHOLE_BATCH = 32
+"""Occlusions that run together on whole values."""
+
 _STEPS = 60
 
 
@@ -129,6 +132,8 @@ def exact_kernels(graph: Graph, alternatives: Mapping[int, tuple[tuple[str, floa
 
 def without_approximations(tensor: TensorPlan) -> TensorPlan:
     """The plan that computes exactly what this one approximates: whole fields, and all convolutions in float32."""
+    if tensor.frozen:  # what is frozen ends increments when it is not
+        return TensorPlan(tensor.graph.whole(), tiling=tensor.tiling, head_batch=min(tensor.head_batch, WHOLE_BATCH))
     uncut = tensor.uncut()
     return replace(uncut, graph=exact_kernels(uncut.graph, uncut.alternatives), tolerance=0.0)
 

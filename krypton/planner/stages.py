@@ -15,7 +15,7 @@ from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid, Occlusions
 from krypton.ir.plan import Approximation, Stage
 from krypton.planner.cost import DeviceProfile
-from krypton.planner.goals import goal_stages
+from krypton.planner.goals import check_grid, goal_stages
 from krypton.planner.order import evenly
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
@@ -38,10 +38,12 @@ def plan_stages(
     BindError when a drill-down is asked for and there is no grid, or the speed-up cannot be reached on it.
     """
     if approximation.ssim is not None:
-        return goal_stages(occlusions, approximation)
+        check_grid(occlusions)
     total = occlusions.count
     if approximation.within is not None:
         return _levels(occlusions, max(math.ceil(approximation.quality_share * total), MEASURED) if measure else 0)
+    if approximation.ssim is not None:
+        return goal_stages(occlusions, approximation)
     if approximation.drilldown is None or approximation.speedup is None:
         stages, rough = [Stage("every", total)], 0 if exact else total
     else:

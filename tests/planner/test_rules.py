@@ -40,12 +40,17 @@ SHOWN = {
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
     "defer_gate": "gated",
+    "freeze_gates": "gated",
     "chain_depthwise": "mobile",
     "projective_threshold": "residual",
     "energy_cut": "residual",
 }
 
-APPROXIMATE = {"projective_threshold": Approximation(tau=0.5), "energy_cut": Approximation(keep=0.9)}
+APPROXIMATE = {
+    "projective_threshold": Approximation(tau=0.5),
+    "energy_cut": Approximation(keep=0.9),
+    "freeze_gates": Approximation(freeze=True),
+}
 """What the query must ask for, so that a rule does anything; these change the answer."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from session_net import LABELS, SHAPE, Steep
+from session_net import LABELS, SHAPE, Steep, pictures
 from torch import Tensor, nn
 
 import krypton
@@ -23,14 +23,6 @@ from krypton.tunings import Tuning
 
 FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
 GOAL = f"{FINE} MODE APPROXIMATE WITH (ssim => 0.8)"
-
-
-def pictures(count: int) -> list[np.ndarray[Any, Any]]:
-    """Smooth pictures with one bright spot each, (20, 24, 3)."""
-    rows, columns = np.mgrid[:20, :24]
-    spots = [(5 + 3 * (number % 4), 6 + 4 * (number % 3)) for number in range(count)]
-    heights = [np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 12) for y, x in spots]
-    return [np.repeat((40 + 200 * height[..., None]).astype(np.uint8), 3, 2) for height in heights]
 
 
 @pytest.fixture(scope="module")

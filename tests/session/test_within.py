@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from session_net import LABELS, SHAPE, SmallNet, run
+from session_net import LABELS, SHAPE, SmallNet, Steep, pictures, run
 from torch import Tensor, nn
 
 import krypton
@@ -151,6 +152,56 @@ def test_cheaper_positions_go_together_with_it(
         assert heatmap.quality.positions > 0
 
 
+@pytest.fixture
+def steep() -> Iterator[krypton.Connection]:
+    """A session whose `net` gives maps with a range, and remembers no results."""
+    with krypton.connect(config={"reuse_results": False}) as connection:
+        connection.register_model("net", Steep(), input_shape=SHAPE, mean=0.5, std=0.25, labels=LABELS)
+        yield connection
+
+
+GOAL = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
+
+
+def test_a_goal_for_the_quality_ends_it_earlier(steep: krypton.Connection) -> None:
+    for picture in pictures(3):
+        heatmap, whole = run(steep, f"{GOAL} WITHIN 60 SECONDS WITH (ssim => 0.8)", img=picture), run(steep, GOAL, img=picture)
+        assert heatmap.info["goal"].startswith("SSIM 0.8 is reached with ")
+        assert "positions computed, the others interpolated" in heatmap.info["goal"]
+        assert heatmap.complete
+        assert not heatmap.exact.all()
+        assert torch.allclose(heatmap.logits[heatmap.exact], whole.logits[heatmap.exact], atol=1e-4)
+        similarity = compare(heatmap, whole).ssim
+        assert similarity is not None
+        assert similarity >= 0.75
+        assert heatmap.quality.positions > 0
+
+
+@pytest.mark.usefixtures("few")
+def test_a_goal_that_time_does_not_suffice_for_is_said_to_be_missed(steep: krypton.Connection) -> None:
+    heatmap = run(steep, f"{GOAL} WITHIN 1000 SECONDS WITH (ssim => 0.999)", img=pictures(1)[0])
+    assert heatmap.info["goal"].startswith("SSIM 0.999 was not promised within 1000 s: about 0.")
+    assert not heatmap.exact.all()
+
+
+def test_a_goal_that_only_all_positions_promise_gives_the_exact_map(steep: krypton.Connection) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    heatmap = run(steep, f"{GOAL} WITHIN 60 SECONDS WITH (ssim => 0.9999)", img=noise)
+    assert heatmap.exact.all()
+    assert heatmap.info["goal"] == "SSIM 0.9999 is reached by the exact map; nothing less promised it"
+    assert run(steep, f"{GOAL} WITHIN 60 SECONDS WITH (ssim => 1)", img=noise).exact.all()
+
+
+def test_plans_show_the_goal_beside_the_deadline(steep: krypton.Connection) -> None:
+    text = steep.sql(f"{GOAL} WITHIN 3 SECONDS WITH (ssim => 0.9)", {"img": pictures(1)[0]}).explain()
+    assert "within 3 s: stages as far as there is time, or until SSIM 0.9 is promised; the rest is interpolated" in text
+    with pytest.raises(BindError, match="MASKS have none"):
+        steep.sql(
+            "EXPLAIN OCCLUSION OF $img USING MODEL net MASKS SUPERPIXELS 9 WITHIN 3 SECONDS WITH (ssim => 0.9)",
+            {"img": pictures(1)[0]},
+        )
+
+
 def test_deadlines_are_kept(pixels: NDArray[np.uint8]) -> None:
     class Slow(SmallNet):
         """Cannot be captured, and takes ten milliseconds for an image."""
@@ -183,6 +234,8 @@ def test_a_deadline_shorter_than_the_views_is_an_error_that_says_so(con: krypton
         ("WITHIN 3 SECONDS WITH (speedup => 4)", "WITHIN and option speedup contradict each other"),
         ("WITHIN 3 SECONDS WITH (drilldown => 0.1)", "WITHIN and option drilldown contradict each other"),
         ("WITHIN 3 SECONDS WITH (tau => 2)", "option tau takes a number"),
+        ("WITHIN 3 SECONDS WITH (ssim => 1.1)", "option ssim takes a number above 0, at most 1"),
+        ("WITHIN 3 SECONDS WITH (ssim => 0.9, tau => 0.5)", "ssim is a goal, and tau already says"),
     ],
 )
 def test_what_contradicts_it_is_named(clauses: str, said: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:

@@ -12,6 +12,7 @@ from krypton.planner.rules.drop_identity import drop_identity
 from krypton.planner.rules.energy_cut import energy_cut
 from krypton.planner.rules.fold_batch_norm import fold_batch_norm
 from krypton.planner.rules.fold_padding import fold_padding
+from krypton.planner.rules.freeze_gates import freeze_gates
 from krypton.planner.rules.full_when_cheaper import full_when_cheaper
 from krypton.planner.rules.fuse_activation import fuse_activation
 from krypton.planner.rules.incremental import incremental
@@ -33,6 +34,8 @@ RULES: list[Rule] = [
     # before modes are set: one fused node has one mode
     Rule("fuse_activation", fuse_activation, "scales, sums and activations run in one pass with their convolution"),
     Rule("incremental", incremental, "compute changes on boxes instead of whole maps"),
+    # before increments end where gates are opaque
+    Rule("freeze_gates", freeze_gates, "squeeze-and-excitation gates keep their values", exact=False),
     # needs the modes; makes plans with opaque operators legal
     Rule("project_when_opaque", project_when_opaque, "end increments only where an operator has no delta rule"),
     # knows which nodes are deltas; before costs are asked for, which it lowers

@@ -21,7 +21,7 @@ def incremental(plan: QueryPlan, context: Context) -> QueryPlan:
         else:
             inputs = [modes[source] for source in node.inputs]
             changed = [mode == "delta" for mode in inputs]
-            able = any(changed) and all(mode in ("delta", "once") for mode in inputs)
+            able = any(changed) and all(mode in ("delta", "once", "frozen") for mode in inputs) and node.mode != "frozen"
             operator = operator_of(node)
             modes[node.id] = operator.result_mode(node) if able and operator.incremental(node, changed) else node.mode
         nodes.append(node if node.mode == modes[node.id] else replace(node, mode=modes[node.id]))
