@@ -215,6 +215,15 @@ def test_aims_of_a_drill_down_look_at_its_set_and_its_clauses() -> None:
     assert aim_of(rows, "OCT setting", "ResNet18")[3] == "none is good enough"
 
 
+def test_all_settings_stand_in_one_table_each_with_its_own_drill_down() -> None:
+    maps = {"keep => 0.99": 0.9, "drilldown => 0.4, speedup => 2": 0.8, "drilldown => 0.1, speedup => 5": 0.1}
+    table = approximate_tables.overview([picture("resnet18/xray", n, maps) for n in range(2)] + [picture("demo/retina", 0, {})])
+    (line,) = (dict(zip(table.headings, row, strict=True)) for row in table.rows)
+    assert line["setting"] == "ResNet18, X-ray (r 0.4, s 2)"
+    assert (line["pictures"], line["exact"], line["keep 0.99"]) == ("2", "2.0×", "4.0×, 0.900")
+    assert (line["drill-down (r, s)"], line["keep 0.999"]) == ("4.0×, 0.800", "–")
+
+
 def test_maps_of_a_picture_are_replaced_one_by_one() -> None:
     old = picture("resnet18/xray", 0, {"tau => 0.8": 0.5, "keep => 0.99": 0.5})
     rows = approximate.merged([old, picture("demo/retina", 3, {})], picture("resnet18/xray", 0, {"keep => 0.99": 0.9}))

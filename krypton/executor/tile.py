@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import ExecutionError
-from krypton.ir.delta import Box, Deferred, Delta
+from krypton.ir.delta import Box, Deferred, Delta, Gated
 from krypton.ir.graph import Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.weights import Reference
@@ -111,7 +111,7 @@ class RunningTile:
     def kernel(self, node: Node) -> Callable[..., Any]:
         return self._program.kernels[node.id]
 
-    def fused(self, node: Node, source: Delta | Deferred, extra: Sequence[Delta | None]) -> Delta | None:
+    def fused(self, node: Node, source: Delta | Deferred | Gated, extra: Sequence[Delta | None]) -> Delta | None:
         """The whole delta rule, ending included, by a kernel that does it in one; None when the node's is not of that kind."""
         if node.id not in self._program.fused:
             return None
@@ -124,8 +124,10 @@ class RunningTile:
         self.kernel(node)(target, field, source, own, terms, self._base(node, field), **chain)
         return target
 
-    def deferred(self, node: Node, source: Delta) -> Deferred:
-        """What a combine node computes of its only input, left to its only reader."""
+    def deferred(self, node: Node, source: Delta) -> Deferred | Gated:
+        """What a combine node computes of its only input, or a frozen gate, left to its only reader."""
+        if node.op == "gate":
+            return Gated(source, self.view(node.inputs[1], "out").flatten(1).contiguous().expand(self.batch, -1))
         assert node.epilogue is not None
         assert node.epilogue.function is not None
         (term,) = node.epilogue.terms

@@ -58,7 +58,8 @@ class _Within:
 
     def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock, promise: Promise | None) -> None:
         assert plan.approximation is not None
-        self.promise, self.said, self.looked_at = promise, None, 0
+        self.promise, self.looked_at = promise, 0
+        self.said: float | None = None  # by the promise, when last looked at
         self.plan, self.engine, self.scores, self.clock = plan, engine, scores, clock
         self.approximation, self.occlusions = plan.approximation, plan.occlusions
         self.views_took = clock.spent

@@ -115,7 +115,7 @@ class Deferred:
 
 @dataclass(slots=True)
 class Gated:
-    """A whole map times a gate (B, C), to be multiplied by its only reader as it reads."""
+    """A whole map, or a change, times a gate (B, C), to be multiplied by its only reader as it reads."""
 
     source: Delta
     gate: Tensor

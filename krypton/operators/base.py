@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from krypton.errors import PlanError, unknown
-from krypton.ir.delta import Box, Deferred, Delta
+from krypton.ir.delta import Box, Deferred, Delta, Gated
 from krypton.ir.geometry import Interval, hull
 from krypton.ir.graph import Epilogue, Node
 from krypton.ir.weights import Reference
@@ -26,8 +26,8 @@ ViewKind = Literal["out", "pre"]
 
 ViewKey = tuple[int, ViewKind]
 
-Value = Delta | Deferred | Tensor | None
-"""In delta mode a `Delta` (`Deferred` where the planner says so), or None where nothing changed; in other modes a
+Value = Delta | Deferred | Gated | Tensor | None
+"""In delta mode a `Delta` (`Deferred` or `Gated` where the planner says so), or None where nothing changed; in other modes a
 tensor (B, *shape), or (1, *shape) for `once`."""
 
 
@@ -44,7 +44,7 @@ class Tile(Protocol):
     def view(self, node: int, kind: ViewKind) -> Tensor: ...
     def weight(self, reference: Reference) -> Tensor: ...
     def kernel(self, node: Node) -> Callable[..., Any]: ...
-    def fused(self, node: Node, source: Delta | Deferred, extra: Sequence[Delta | None]) -> Delta | None: ...
+    def fused(self, node: Node, source: Delta | Deferred | Gated, extra: Sequence[Delta | None]) -> Delta | None: ...
     def finish(self, node: Node, result: Delta | None, extra: Sequence[Delta | None]) -> Delta: ...
 
 

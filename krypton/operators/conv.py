@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from krypton.ir.delta import Deferred, Delta
+from krypton.ir.delta import Deferred, Delta, Gated
 from krypton.ir.geometry import Interval, Window, dilated, split_read
 from krypton.ir.graph import Node
 from krypton.operators.base import (
@@ -123,7 +123,7 @@ class Conv(Operator):
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         source, field = inputs[0], tile.field(node)
         result = None
-        if isinstance(source, (Delta, Deferred)):
+        if isinstance(source, (Delta, Deferred, Gated)):
             if (fused := tile.fused(node, source, inputs[1:])) is not None:  # type: ignore[arg-type]
                 return fused
             assert isinstance(source, Delta), "only fused kernels read what is deferred"

@@ -14,6 +14,7 @@ from krypton.errors import BindError
 from krypton.executor import execute
 from krypton.ir.plan import Approximation, QueryPlan, TensorPlan
 from krypton.ir.serde import plan_from_json, plan_to_json
+from krypton.kernels import DEFERRED
 from krypton.planner.optimizer import plan_query
 from krypton.planner.precision import without_approximations
 
@@ -67,9 +68,12 @@ def test_increments_go_on_behind_a_frozen_gate() -> None:
     assert plan_from_json(plan_to_json(frozen)) == frozen
 
 
-def test_the_answer_is_that_of_the_model_with_constant_gates() -> None:
+@pytest.mark.parametrize("settings", [{}, {"disabled_rules": "full_when_cheaper,defer_gate"}, {"kernels": "reference"}])
+def test_the_answer_is_that_of_the_model_with_constant_gates(settings: dict[str, str]) -> None:
     image, fill = image_and_fill()
-    logits, exact = answers(planned())
+    plan = planned(**settings)
+    assert {node.kernel == DEFERRED for node in tensor_of(plan).graph if node.op == "gate"} == {not settings}
+    logits, exact = answers(plan)
     assert not exact.any()
     Oracle(with_constant_gates(model("gated"), image), image, fill, GRID).judge(logits)
     with pytest.raises(AssertionError, match="inexact"):

@@ -24,19 +24,14 @@ def defer_activation(plan: QueryPlan, context: Context) -> QueryPlan:
 def deferrable(graph: Graph, kernels: Callable[[Node], Collection[str]]) -> set[int]:
     """The activations that their only reader can compute, by the names of the kernels that a node has, or may get."""
     consumers = graph.consumers()
-
-    def begins(reader: Node) -> bool:
-        return any(name and find("conv", name).begins for name in kernels(reader))
-
     return {
         node.id
         for node in graph
         if node.id != graph.output
         and len(consumers[node.id]) == 1
         and _is_single(node)
-        and _is_pointwise(consumers[node.id][0], node.id)
         and "native" in kernels(node)
-        and begins(consumers[node.id][0])
+        and reads_first(consumers[node.id][0], node.id, kernels)
     }
 
 
@@ -47,8 +42,9 @@ def _is_single(node: Node) -> bool:
     return len(node.inputs) == 1 and node.epilogue is not None and len(node.epilogue.terms) == 1
 
 
-def _is_pointwise(reader: Node, source: int) -> bool:
-    """A 1×1 convolution of this value, which its epilogue does not read?"""
+def reads_first(reader: Node, source: int, kernels: Callable[[Node], Collection[str]]) -> bool:
+    """A 1×1 convolution of this value (which its epilogue does not read) with a kernel that can begin with a function?"""
     if reader.op != "conv" or reader.mode != "delta" or reader.inputs[0] != source or source in reader.inputs[1:]:
         return False
-    return tuple(reader.attrs["kernel"]) == (1, 1) and not any(reader.attrs["padding"])
+    pointwise = tuple(reader.attrs["kernel"]) == (1, 1) and not any(reader.attrs["padding"])
+    return pointwise and any(name and find("conv", name).begins for name in kernels(reader))

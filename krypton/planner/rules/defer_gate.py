@@ -6,6 +6,7 @@ multiplying the largest maps there are would be a pass of its own over memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from krypton.ir.graph import Graph, Node
@@ -13,12 +14,13 @@ from krypton.ir.plan import QueryPlan
 from krypton.kernels import DEFERRED
 from krypton.kernels.whole import whole_kernel
 from krypton.planner.rules.base import Context, map_nodes, tensor_plan
+from krypton.planner.rules.defer_activation import reads_first
 
 
 def defer_gate(plan: QueryPlan, context: Context) -> QueryPlan:
     """Defer what can be."""
     graph = tensor_plan(plan).graph
-    able = deferrable(graph)
+    able = deferrable(graph) | deferrable_deltas(graph, lambda node: node.kernel.split("+"))
     return map_nodes(plan, lambda node: replace(node, kernel=DEFERRED) if node.id in able else node)
 
 
@@ -27,6 +29,13 @@ def deferrable(graph: Graph) -> set[int]:
     consumers = graph.consumers()
     gates = [node for node in graph if node.op == "gate" and node.mode == "full" and node.id != graph.output]
     return {node.id for node in gates if len(consumers[node.id]) == 1 and _begins(consumers[node.id][0], node.id)}
+
+
+def deferrable_deltas(graph: Graph, kernels: Callable[[Node], Collection[str]]) -> set[int]:
+    """The same of changes, behind frozen gates, by the names of the kernels that a convolution has, or may get."""
+    consumers = graph.consumers()
+    gates = [node for node in graph if node.op == "gate" and node.mode == "delta"]
+    return {node.id for node in gates if len(consumers[node.id]) == 1 and reads_first(consumers[node.id][0], node.id, kernels)}
 
 
 def _begins(reader: Node, source: int) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import networkx as nx
 
-from krypton.ir.graph import Graph
+from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import DEFERRED, able
@@ -22,6 +22,7 @@ from krypton.planner.precision import choices, propose, sensitivity_of, with_ker
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
 from krypton.planner.rules.choose_kernel import rank
 from krypton.planner.rules.defer_activation import deferrable
+from krypton.planner.rules.defer_gate import deferrable_deltas
 from krypton.planner.rules.project_when_opaque import insert_projections
 from krypton.planner.tiles import even_tiling, sample
 
@@ -89,13 +90,16 @@ def _in_low_precision(graph: Graph, tiles: Sequence[OcclusionTile], context: Con
 
 
 def with_deferred(graph: Graph, context: Context) -> Graph:
-    """The graph with those activations deferred that a later rule will defer: increments are the cheaper for it."""
-    settings = context.settings
-    if "defer_activation" in settings["disabled_rules"] or "choose_kernel" in settings["disabled_rules"]:
+    """The graph with those activations and gates deferred that later rules will defer: increments are the cheaper for it."""
+    disabled = context.settings["disabled_rules"]
+    if "choose_kernel" in disabled or "reference" in context.settings["kernels"]:
         return graph
-    if "reference" in settings["kernels"]:
-        return graph
-    found = deferrable(graph, lambda node: [kernel.name for kernel in able(node.op, node, context.device)])
+
+    def kernels(node: Node) -> list[str]:
+        return [kernel.name for kernel in able(node.op, node, context.device)]
+
+    found = set() if "defer_activation" in disabled else deferrable(graph, kernels)
+    found |= set() if "defer_gate" in disabled else deferrable_deltas(graph, kernels)
     return graph.with_nodes(replace(node, kernel=DEFERRED) if node.id in found else node for node in graph)
 
 
