@@ -20,6 +20,8 @@ from krypton.results.quality import MIN_EXACT_RANGE
 FLAT = "base score everywhere"
 CLOSE = 0.05  # an estimate of SSIM that is no further off is a good one
 
+KINDS = ("keep", "tau", "drilldown")  # of what is left out
+
 Row = dict[str, Any]
 
 
@@ -74,10 +76,10 @@ PUBLISHED = {
 
 
 def of(rows: Sequence[Row]) -> list[Plain]:
-    """A table for every setting, then all in one, the aims, and Figure 11's approximate bars."""
+    """A table for every setting, then all in one, the aims, estimates of quality, and Figure 11's approximate bars."""
     settings = dict.fromkeys(row["setting"] for row in rows)
     found = [of_setting([row for row in rows if row["setting"] == setting]) for setting in settings]
-    return [table for table in [*found, overview(rows), aims(rows), figure_11(rows)] if table.rows]
+    return [table for table in [*found, overview(rows), aims(rows), estimates(rows), figure_11(rows)] if table.rows]
 
 
 def counts(row: Row) -> bool:
@@ -180,6 +182,24 @@ def _best(aim: Aim, rows: Sequence[Row], wanted: float) -> tuple[str, str, str, 
         return ("not measured" if not rows else "not timed" if good else "none is good enough"), "–", "–", str(len(rows))
     faster, clause, ssim, count = max(able)
     return f"{faster:.1f}× {'≥' if faster >= wanted else '<'} {wanted:g}", clause, f"{ssim:.3f}", str(count)
+
+
+def estimates(rows: Sequence[Row]) -> Plain:
+    """How often `m.quality` was right, by what was left out; maps of good models that are not flat."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        for clause, entry in row["maps"].items() if counts(row) else ():
+            if entry["said"] is not None and entry["ssim"] is not None:
+                kind = " and ".join(name for name in KINDS if name in clause)
+                found.setdefault(kind, []).append(entry["said"] - entry["ssim"])
+    found["all"] = [difference for of in found.values() for difference in of]
+    lines = [
+        (kind, str(len(of)), f"{statistics.mean(abs(x) <= CLOSE for x in of):.0%}", f"{statistics.median(of):+.3f}")
+        for kind, of in found.items()
+        if of
+    ]
+    headings = ("left out by", "maps", f"within {CLOSE}", "estimate less truth, median")
+    return Plain("estimates of SSIM by m.quality", headings, lines)
 
 
 def figure_11(rows: Sequence[Row]) -> Plain:

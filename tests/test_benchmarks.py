@@ -224,6 +224,19 @@ def test_all_settings_stand_in_one_table_each_with_its_own_drill_down() -> None:
     assert (line["drill-down (r, s)"], line["keep 0.999"]) == ("4.0×, 0.800", "–")
 
 
+def test_estimates_are_compared_with_the_truth_by_what_was_left_out() -> None:
+    rows = [picture("resnet18/xray", 0, {"keep => 0.99": 0.9, "keep => 0.9, drilldown => 0.4, speedup => 2": 0.8})]
+    rows += [
+        picture("resnet18/xray", 1, {"keep => 0.99": 0.7}),
+        picture("resnet18/xray", 2, {"keep => 0.99": 0.1}, accuracy=0.5),
+    ]
+    for row in rows:
+        for entry in row["maps"].values():
+            entry["said"] = 0.86
+    found = {line[0]: line[1:3] for line in approximate_tables.estimates(rows).rows}
+    assert found == {"keep": ("2", "50%"), "keep and drilldown": ("1", "0%"), "all": ("3", "33%")}
+
+
 def test_maps_of_a_picture_are_replaced_one_by_one() -> None:
     old = picture("resnet18/xray", 0, {"tau => 0.8": 0.5, "keep => 0.99": 0.5})
     rows = approximate.merged([old, picture("demo/retina", 3, {})], picture("resnet18/xray", 0, {"keep => 0.99": 0.9}))
