@@ -12,7 +12,7 @@ from typing import Literal
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Occlusions, Tiling
 
-PLAN_VERSION = 4
+PLAN_VERSION = 5
 
 ViewScope = Literal["batch", "query"]
 """How long base views live: recomputed for every batch, or shared by all occlusions of the query."""
