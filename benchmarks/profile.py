@@ -3,7 +3,8 @@
 Tiles drawn evenly from the map run with every operator timed. An operator is its own arithmetic and an epilogue (scale, sum,
 activation, difference), which are told apart by timing the kernels that the executor calls; a kernel that does both counts as
 arithmetic. What is neither (slicing views, zero extension, Python) is "between kernels". Convolutions show the rate of their
-multiply-adds beside the machine's GEMM rate: Winograd makes fewer, and may exceed it. Writes results/profile.json and .md.
+multiply-adds beside the machine's GEMM rate: Winograd makes fewer, and may exceed it. Chains (chain_depthwise), whose links
+cannot be told apart so, run one by one. Writes results/profile.json and .md.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from krypton.executor.program import Program
 from krypton.ir.graph import Node
 from krypton.planner.explain import rows as operators
 from krypton.planner.optimizer import plan_query
+from krypton.settings import Settings
 
 LAYERS = 12
 """How many layers are shown, the most expensive first; the JSON has all."""
@@ -92,7 +94,7 @@ class Kernels:
 def measure(case: Case, tiles: int, repeats: int) -> dict[str, Any]:
     """The profile of one model, as JSON data: the fastest of some runs over the same tiles, milliseconds per position."""
     subject = Subject(case)
-    plan = plan_query(subject.captured, subject.grid, model=case.name)
+    plan = plan_query(subject.captured, subject.grid, model=case.name, settings=Settings({"disabled_rules": "chain_depthwise"}))
     assert plan.tensor is not None
     drawn = even(plan.tensor.tiling.tiles(subject.grid), tiles)
     count, kernels, best = positions(drawn), Kernels(), None
