@@ -64,7 +64,7 @@ def test_increments_go_on_behind_a_frozen_gate() -> None:
     assert modes(frozen, "gate") == {"delta"}
     assert tensor_of(frozen).frozen
     assert modes(frozen, "conv") == {"delta", "frozen"}
-    assert "frozen: 1 squeeze-and-excitation gates" in frozen.notes
+    assert "squeeze-and-excitation gates that are frozen: 1" in frozen.notes
     assert plan_from_json(plan_to_json(frozen)) == frozen
 
 

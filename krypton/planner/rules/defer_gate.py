@@ -1,7 +1,7 @@
 """defer_gate: a gated map that only one 1×1 convolution reads is multiplied as that convolution reads its input.
 
 In squeeze-and-excitation networks the gate stands before the convolution that makes the many channels of a block few again:
-multiplying the largest maps there are would be a pass of its own over memory.
+multiplying the largest maps there are would be a pass of its own over memory. So it is for changes behind frozen gates.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """freeze_gates: the gates of squeeze-and-excitation blocks keep the values that they have on the unmodified image.
 
-A gate looks at the whole map, so that every occlusion changes every pixel behind it, and increments end at the first one. An
-occlusion changes the mean of a map little, and the gate less: with the gate as it was, changes stay where they are, and
-increments go on. Asked for by `WITH (freeze => TRUE)`.
+A gate looks at the whole map, so that every occlusion changes every pixel behind it, and increments end at the first one. With
+the gate as it was, changes stay where they are, and increments go on. Asked for by `WITH (freeze => TRUE)`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,8 @@ def freeze_gates(plan: QueryPlan, context: Context) -> QueryPlan:
     changed = map_nodes(plan, lambda node: replace(node, mode="frozen") if node.id in frozen else node)
     graph = thawed(tensor_plan(incremental(changed, context)).graph)
     gates = sum(node.op == "gate" and node.mode == "delta" for node in graph)
-    note = f"frozen: {gates} squeeze-and-excitation gates" if gates else "freeze does nothing: there are no gates within reach"
+    nothing = "freeze does nothing: there are no gates within reach"
+    note = f"squeeze-and-excitation gates that are frozen: {gates}" if gates else nothing
     return replace(with_graph(plan, graph), notes=(*plan.notes, note))
 
 

@@ -18,7 +18,7 @@ from krypton.ir.plan import QueryPlan
 from krypton.kernels import DEFERRED, able
 from krypton.planner.cost import USUALLY_KEPT, Pricing, plan_costs, sizes, whole_box
 from krypton.planner.fields import Fields
-from krypton.planner.precision import choices, propose, sensitivity_of, with_kernels
+from krypton.planner.precision import WHOLE_BATCH, choices, propose, sensitivity_of, with_kernels
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
 from krypton.planner.rules.choose_kernel import rank
 from krypton.planner.rules.defer_activation import deferrable
@@ -27,7 +27,6 @@ from krypton.planner.rules.project_when_opaque import insert_projections
 from krypton.planner.tiles import even_tiling, sample
 
 GAIN = 0.98  # a projection must promise at least this much of the cost without it
-BATCH = 32
 
 
 def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
@@ -38,9 +37,9 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
     tiles = sample(even_tiling(plan.occlusions).tiles(plan.occlusions), 9)
     priced = _in_low_precision(graph, tiles, context) if context.settings["tolerance"] else graph
     priced = with_deferred(priced, context)
-    delta = plan_costs(priced, Fields(graph), tiles, BATCH, context.profile, context.device)
+    delta = plan_costs(priced, Fields(graph), tiles, WHOLE_BATCH, context.profile, context.device)
     full = {
-        n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), BATCH).milliseconds
+        n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), WHOLE_BATCH).milliseconds
         for n in graph
     }
     gain = GAIN * USUALLY_KEPT if plan.approximation is not None and (plan.approximation.keep or 1) < 1 else GAIN
