@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from krypton.ir.geometry import EMPTY, Interval
+from krypton.ir.geometry import Interval
 from krypton.ir.graph import Function
 
 
@@ -30,24 +30,20 @@ class Box(NamedTuple):
         return f"{self.rows.size}×{self.columns.size}"
 
 
-NOWHERE = Box(EMPTY, EMPTY)
-
-
 @dataclass(slots=True)
 class Delta:
     """`data` (B, C, h, w), channels innermost in memory, its first pixel at (`top`, `left`).
 
     Invariant I1: outside `field` the delta is zero, also where `data` reaches further. Invariant I2: that holds beyond the
-    border of the map as well, so that padding needs no special case. `parts` says more, for concats: from each of
-    these channels on the delta is zero outside a box of its own. `fields` (B, 4) int64, when given: rows and columns (top,
-    bottom, left, right) outside of which the delta of one occlusion is zero, the field being that of all together.
+    border of the map as well, so that padding needs no special case. `fields` (B, 4) int64, when
+    given: rows and columns (top, bottom, left, right) outside of which the delta of one occlusion is zero, the field being that
+    of all together.
     """
 
     data: Tensor
     top: int
     left: int
     field: Box
-    parts: tuple[tuple[int, Box], ...] = ()
     fields: Tensor | None = None
 
     @property

@@ -19,7 +19,7 @@ from krypton.kernels.native import fitting
 LINKS = {"convolution": 0, "winograd": 1, "depthwise": 2}
 """Numbers of compiled functions in cpp/chain.cpp."""
 
-MOST_INTEGERS = 640  # as there
+MOST_INTEGERS = native.ENDING_INTEGERS + 32  # as there
 SLOTS = 768 * 1024
 """Bytes that two neighbouring slots of a thread take at most, so that they stay in a second cache of 1 MB."""
 

@@ -31,7 +31,6 @@ Describe = Callable[[Delta, Box], list[int]]
 _ALIGNED = 64  # bytes of a cache line
 _LANES = 16  # of the widest vectors
 _GATE = -1  # in place of a function's number
-_MOST_PARTS = 128  # of a concat; see cpp/convolution.cpp
 
 
 def _plain(node: Node, device: torch.device) -> bool:
@@ -119,19 +118,13 @@ def _runner(node: Node, function: str, describe: Describe, *, begins: bool = Fal
             beginning, source = _gate(source), source.source
         fitting(source.data.shape[:2] == (target.data.shape[0], channels))
         integers = [*ending.describe(target, field, own, terms, base), *native.source(source), *describe(source, field)]
-        arguments = native.integers([*integers, *beginning, native.fields_of(source), *_parts(source)])
+        arguments = native.integers([*integers, *beginning])
         if chain is None:
             call(arguments, parameters)
         else:
             chain.add(function, arguments, parameters, target, source)
 
     return run
-
-
-def _parts(source: Delta) -> list[int]:
-    """Their number; then for each the first channel and the rows outside of which it is zero."""
-    parts = [(0, source.field)] if len(source.parts) > _MOST_PARTS else source.parts
-    return [len(parts), *(number for first, box in parts for number in (first, *box.rows))]
 
 
 def _gate(source: Gated) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from krypton.ir.delta import NOWHERE, Box, Delta
+from krypton.ir.delta import Delta
 from krypton.ir.graph import Node
 from krypton.operators.base import Builder, Call, Input, Operator, Tile, Value, Whole, channels_last, register
 
@@ -42,17 +42,12 @@ class Concat(Operator):
 
     def delta(self, node: Node, inputs: Sequence[Value], tile: Tile) -> Value:
         target, start = tile.target(node), 0
-        parts: list[tuple[int, Box]] = []
         for value, source, size in zip(inputs, node.inputs, node.attrs["sizes"], strict=True):
             if not isinstance(value, Delta):
-                parts.append((start, NOWHERE))
                 target.data[:, start : start + size].zero_()
-            else:
-                parts += [(start + first, box) for first, box in value.parts or ((0, value.field),)]
-                if not tile.placed(source, node.id, start):  # else it was written here
-                    target.data[:, start : start + size].copy_(value.window(target.rows, target.columns))
+            elif not tile.placed(source, node.id, start):  # else it was written here
+                target.data[:, start : start + size].copy_(value.window(target.rows, target.columns))
             start += size
-        target.parts = tuple(parts)
         return target
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import torch
 from hypothesis import given, settings
 
-from krypton.ir.delta import NOWHERE, Box, Delta
+from krypton.ir.delta import Box, Delta
 from krypton.ir.geometry import EMPTY, Interval
 
 FAR = 30
@@ -67,6 +67,5 @@ def test_windows_inside_the_data_are_not_copied() -> None:
 
 def test_a_box_is_empty_when_one_axis_is() -> None:
     assert Box(EMPTY, Interval(0, 3)).empty
-    assert NOWHERE.empty
     assert Box(Interval(1, 3), Interval(0, 3)).area == 6
     assert str(Box(Interval(1, 3), Interval(0, 3))) == "2×3"

@@ -67,6 +67,8 @@ def compare(
     field = Box(windows[0].field(inside.rows), windows[1].field(inside.columns))
     assume(not field.empty)
     source = filled(draw, batch, into, inside)
+    share = draw(st.sampled_from([-9.0, 0.0, 1.5, 9.0]))  # of what is zero in all occlusions: nothing, half, most, everything
+    source.on_field().mul_(noise(draw, 1, *source.on_field().shape[1:]) > share)
     weight = noise(draw, out, into // groups, *kernel)
     own = noise(draw, out) if draw(st.booleans()) else None
     terms = [(filled(draw, batch, out, field), noise(draw, out) if draw(st.booleans()) else None)] * draw(st.integers(0, 2))

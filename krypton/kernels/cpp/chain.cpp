@@ -10,12 +10,11 @@ void krypton_depthwise(const i64 *a, const double *parameters);
 
 namespace {
 
-constexpr i64 MOST_INTEGERS = 640; // more than a convolution that reads as many parts as there can be
+constexpr i64 MOST_INTEGERS = ENDING_INTEGERS + 32; // more than any convolution has
 constexpr i64 HEAD = 5, LINK_INTEGERS = 6;
 
 using Function = void (*)(const i64 *, const double *);
 const Function FUNCTIONS[] = {krypton_convolution, krypton_winograd, krypton_depthwise}; // see LINKS in native.py
-constexpr i64 CONVOLUTION = 0;
 
 // One convolution as it would run on all occlusions. Between links a value lies in a *slot*: room for a few occlusions that every
 // thread has for itself, so many floats each; the pointer is to the first thread's. 0: it lies in a tensor like any other.
@@ -42,8 +41,6 @@ struct Link {
       move<float>(term[0], term[1] * first);
     }
     place(b[0], b[1], source_slot, first, mine);
-    if (function == CONVOLUTION)
-      move<i64>(b[26], 4 * first);
     FUNCTIONS[function](a, parameters);
   }
 

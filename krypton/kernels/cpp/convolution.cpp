@@ -2,6 +2,8 @@
 
 #include "gemm.h"
 
+#include <limits>
+#include <numeric>
 #include <vector>
 
 namespace {
@@ -20,28 +22,11 @@ struct Beginning {
   double p, q;
 };
 
-struct Range {
-  i64 first, last;
-};
-
-// From a channel on (up to the next part's first) the source is zero outside these rows.
-struct Part {
-  i64 channel, top, bottom;
-};
-constexpr i64 MOST_PARTS = 128;
-
-// What the lines of output pixels are that are worked on one after the other.
-enum Order : i64 { OUTPUT_ROWS, OUTPUT_COLUMNS };
-
-// Output pixels of one occlusion, next to each other along a row (column) of its field: from their number `start` on, up to the
-// next line's. `along` is the row (column), `from` where they begin in it.
-struct Line {
-  i64 start;
-  std::int32_t n, along, from;
-};
-
+// An output pixel of one occlusion, in coordinates of the field.
 struct Pixel {
-  i64 n, y, x;
+  std::int32_t n, y, x;
+  bool beside(const Pixel &left) const { return n == left.n && y == left.y && x == left.x + 1; }
+  bool at_place_of(const Pixel &other) const { return y == other.y && x == other.x; }
 };
 
 struct Convolution {
@@ -51,100 +36,16 @@ struct Convolution {
   i64 y0, x0; // where the field starts in the output map
   Format format;
   Beginning begin;
-  const i64 *fields; // of the source of each occlusion (top, bottom, left, right), outside of which it is zero, or null
-  Part parts[MOST_PARTS + 1];
-  i64 part_count;
-  Order order;
-  bool uneven; // do parts differ in the rows that they have?
-  const Line *lines = nullptr;
-  i64 line_count = 0;
 
-  Convolution(const i64 *a, const Ending &e, double p, double q)
+  Convolution(const i64 *a, double p, double q)
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
         packed(reinterpret_cast<const float *>(a[8])), kernel_y(a[9]), kernel_x(a[10]), stride_y(a[11]), stride_x(a[12]),
         pad_y(a[13]), pad_x(a[14]), dilation_y(a[15]), dilation_x(a[16]), channels(a[17]), y0(a[18]), x0(a[19]),
         format(static_cast<Format>(a[20])),
-        begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q},
-        fields(reinterpret_cast<const i64 *>(a[26])) {
-    part_count = a[27];
-    for (i64 i = 0; i < part_count; ++i)
-      parts[i] = {a[28 + 3 * i], a[29 + 3 * i], a[30 + 3 * i]};
-    parts[part_count] = {channels, 0, 0};
-    uneven = std::any_of(parts, parts + part_count, [&](const Part &part) { return part.bottom - part.top < e.rows(); });
-    order = kernel_y == 1 && kernel_x > 1 ? OUTPUT_COLUMNS : OUTPUT_ROWS;
-  }
+        begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q} {}
 
   i64 taps() const { return kernel_y * kernel_x * channels; }
-  i64 pixels() const { return lines[line_count].start; }
   bool pointwise() const { return kernel_y == 1 && kernel_x == 1; }
-
-  // The lines of all occlusions' own fields. Those that read the same taps inside the source lie together: taps outside of it need
-  // not be multiplied.
-  void arrange(const Ending &e, std::vector<Line> &room) {
-    static thread_local std::vector<Line> found;
-    static thread_local std::vector<std::int32_t> keys;
-    const bool by_columns = order == OUTPUT_COLUMNS, by_channels = pointwise() && uneven && stride_y == 1;
-    const i64 taps = by_columns ? kernel_x : kernel_y, all_keys = by_channels ? e.rows() : pointwise() ? 1 : (taps + 1) * (taps + 1);
-    static thread_local std::vector<i64> places;
-    places.assign(all_keys + 1, 0);
-    found.clear();
-    keys.clear();
-    for (i64 n = 0; n < e.batch; ++n) {
-      const Rectangle own = e.own_field(n);
-      const i64 first = by_columns ? own.left : own.top, last = by_columns ? own.right : own.bottom;
-      const i64 from = by_columns ? own.top : own.left, count = by_columns ? own.rows() : own.columns();
-      for (i64 along = first; along < last && count; ++along) {
-        i64 key = by_channels ? along : 0;
-        if (!pointwise()) {
-          const Range r = by_columns ? taps_of_column(n, along) : taps_of_row(n, along);
-          key = r.first * (taps + 1) + taps - r.last;
-        }
-        ++places[key + 1];
-        found.push_back({count, static_cast<std::int32_t>(n), static_cast<std::int32_t>(along), static_cast<std::int32_t>(from)});
-        keys.push_back(static_cast<std::int32_t>(key));
-      }
-    }
-    for (i64 key = 0; key < all_keys; ++key)
-      places[key + 1] += places[key];
-    room.resize(found.size() + 1);
-    for (std::size_t i = 0; i < found.size(); ++i)
-      room[places[keys[i]]++] = found[i];
-    room.back() = {0, 0, 0, 0};
-    i64 start = 0;
-    for (Line &line : room) { // until here `start` was the number of pixels
-      const i64 count = line.start;
-      line.start = start;
-      start += count;
-    }
-    lines = room.data();
-    line_count = static_cast<i64>(found.size());
-  }
-
-  // The line of an output pixel, by the pixel's number.
-  const Line *line_of(i64 index) const {
-    return std::upper_bound(lines, lines + line_count, index, [](i64 i, const Line &line) { return i < line.start; }) - 1;
-  }
-
-  Pixel pixel(const Line *line, i64 index) const {
-    const i64 at = line->from + index - line->start;
-    return order == OUTPUT_COLUMNS ? Pixel{line->n, at, line->along} : Pixel{line->n, line->along, at};
-  }
-
-  // Elements of the window, in order (kernel row, kernel column, channel), that any of these pixels reads inside the source.
-  Range taps_of(i64 first, i64 last) const {
-    if (pointwise() && !(uneven && stride_y == 1))
-      return {0, taps()};
-    Range all{taps(), 0};
-    for (const Line *line = line_of(first); line->start < last; ++line) {
-      const Range r = order == OUTPUT_COLUMNS ? taps_of_column(line->n, line->along) : taps_of_row(line->n, line->along);
-      const i64 row = y0 + line->along - pad_y; // of the source, where a pointwise convolution reads
-      const i64 step = order == OUTPUT_COLUMNS ? channels : kernel_x * channels;
-      const Range elements = pointwise() ? channels_of_row(row) : Range{r.first * step, r.last * step};
-      if (elements.first < elements.last)
-        all = {std::min(all.first, elements.first), std::max(all.last, elements.last)};
-    }
-    return all;
-  }
 
   // Where the source has the first tap of a pixel, whether that is inside or not.
   const float *corner(Pixel p) const {
@@ -172,35 +73,6 @@ struct Convolution {
   }
 
 private:
-  // Channels that are not zero on a row of the source.
-  Range channels_of_row(i64 row) const {
-    if (row < source.top || row >= source.bottom)
-      return {0, 0};
-    Range all{channels, 0};
-    for (i64 i = 0; i < part_count; ++i)
-      if (parts[i].top <= row && row < parts[i].bottom)
-        all = {std::min(all.first, parts[i].channel), std::max(all.last, parts[i + 1].channel)};
-    return all;
-  }
-
-  // Kernel rows (columns) that an output row (column) of an occlusion reads inside its source.
-  Range taps_of_row(i64 n, i64 y) const {
-    const i64 start = (y0 + y) * stride_y - pad_y;
-    const i64 top = fields ? std::max(fields[4 * n], source.top) : source.top;
-    const i64 bottom = fields ? std::min(fields[4 * n + 1], source.bottom) : source.bottom;
-    return {tap_at(start, top, dilation_y, kernel_y), tap_at(start, bottom, dilation_y, kernel_y)};
-  }
-  Range taps_of_column(i64 n, i64 x) const {
-    const i64 start = (x0 + x) * stride_x - pad_x;
-    const i64 left = fields ? std::max(fields[4 * n + 2], source.left) : source.left;
-    const i64 right = fields ? std::min(fields[4 * n + 3], source.right) : source.right;
-    return {tap_at(start, left, dilation_x, kernel_x), tap_at(start, right, dilation_x, kernel_x)};
-  }
-  // The first tap that reads at `edge` or beyond, when tap 0 reads at `start`.
-  static i64 tap_at(i64 start, i64 edge, i64 dilation, i64 kernel) {
-    return edge <= start ? 0 : std::min(divide_up(edge - start, dilation), kernel);
-  }
-
   // Elements [first, last) of one kernel row; `row` points to where its first column would be.
   void gather_line(const float *row, i64 n, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
     const Source &s = source;
@@ -240,81 +112,142 @@ private:
   }
 };
 
+// The output pixels of all occlusions' own fields, place by place, those of all occlusions at a place one after the other: what
+// they read is from the same places of the image, and an activation has made zero of much the same channels there.
+class Pixels {
+public:
+  // Count them; `list` is then to be called for every row.
+  void cover(const Ending &e) {
+    starts_.assign(e.rows() + 1, 0);
+    fields_.clear();
+    for (i64 n = 0; n < e.batch; ++n) {
+      const Rectangle own = e.own_field(n);
+      fields_.push_back(own);
+      for (i64 y = own.top; y < own.bottom; ++y)
+        starts_[y + 1] += own.columns();
+    }
+    std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
+    if (static_cast<i64>(pixels_.size()) < count())
+      pixels_.resize(count());
+  }
+  i64 rows() const { return static_cast<i64>(starts_.size()) - 1; }
+  i64 count() const { return starts_.back(); }
+  const Pixel *from(i64 first) const { return pixels_.data() + first; }
+
+  void list(i64 y) {
+    Pixel *next = pixels_.data() + starts_[y];
+    i64 left = std::numeric_limits<i64>::max(), right = 0;
+    const auto reaches = [y](const Rectangle &field) { return field.top <= y && y < field.bottom; };
+    for (const Rectangle &field : fields_)
+      if (reaches(field)) {
+        left = std::min(left, field.left);
+        right = std::max(right, field.right);
+      }
+    for (i64 x = left; x < right; ++x)
+      for (std::size_t n = 0; n < fields_.size(); ++n)
+        if (reaches(fields_[n]) && fields_[n].left <= x && x < fields_[n].right)
+          *next++ = {static_cast<std::int32_t>(n), static_cast<std::int32_t>(y), static_cast<std::int32_t>(x)};
+  }
+
+private:
+  std::vector<i64> starts_; // of rows
+  std::vector<Rectangle> fields_;
+  std::vector<Pixel> pixels_;
+};
+
 // Inputs of a pointwise convolution that will be gathered next, fetched while the current ones are multiplied.
 class Ahead {
 public:
-  // Elements [from, from + count) of pixels [first, last).
-  Ahead(const Convolution &c, i64 first, i64 last, i64 from, i64 count)
-      : c_(c), from_(from), lines_(divide_up(count, 16)), total_(first < last ? (last - first) * lines_ : 0) {
-    if (total_) {
-      index_ = first;
-      line_ = c.line_of(first);
-    }
-  }
+  // Elements [from, from + count) of so many pixels.
+  Ahead(const Convolution &c, const Pixel *pixels, i64 many, i64 from, i64 count)
+      : c_(c), pixel_(pixels), from_(from), lines_(divide_up(count, 16)), total_(many > 0 ? many * lines_ : 0) {}
   // Be as far as `done` of `of` parts of the work.
   void fetch(i64 done, i64 of) {
     for (const i64 until = total_ * done / of; at_ < until; ++at_) {
-      if (at_ % lines_ == 0) {
-        row_ = c_.corner(c_.pixel(line_, index_)) + from_;
-        if (++index_ == line_[1].start)
-          ++line_;
-      }
+      if (at_ % lines_ == 0)
+        row_ = c_.corner(*pixel_++) + from_;
       __builtin_prefetch(row_ + at_ % lines_ * 16, 0, 2);
     }
   }
 
 private:
   const Convolution &c_;
-  const Line *line_ = nullptr;
+  const Pixel *pixel_;
   const float *row_ = nullptr;
-  i64 index_ = 0, from_, lines_, total_, at_ = 0;
+  i64 from_, lines_, total_, at_ = 0;
 };
 
-// The sums of output pixels [first, last) of all occlusions and of columns [left, right), then their ending.
-void convolve_block(const Convolution &c, const Ending &e, i64 first, i64 last, i64 left, i64 right, Scratch &rows, Scratch &sums) {
-  const i64 count = last - first, per_word = c.format == PAIRS ? 2 : 1, all_words = divide_up(c.taps(), per_word);
+// Rows of a block that are multiplied together, and which of their words are not zero in all of them.
+struct Group {
+  i64 first, rows;
+  Places places;
+};
+
+// Those of one place, in equal parts if they are many; those of several places if they are few.
+std::vector<Group> group_rows(const Pixel *pixels, i64 count) {
+  const auto at_one_place = [&](i64 first) {
+    i64 last = first + 1;
+    while (last < count && pixels[last].at_place_of(pixels[first]))
+      ++last;
+    return last - first;
+  };
+  std::vector<Group> groups;
+  for (i64 first = 0; first < count;) {
+    i64 rows = at_one_place(first);
+    if (rows > ROWS)
+      rows = divide_up(rows, divide_up(rows, ROWS));
+    else
+      for (i64 more; first + rows < count && rows + (more = at_one_place(first + rows)) <= ROWS;)
+        rows += more;
+    groups.push_back({first, rows, {}});
+    first += rows;
+  }
+  return groups;
+}
+
+// What one thread works with.
+struct Room {
+  Scratch rows, sums;
+  std::uint16_t places[BLOCK][STRIDE];
+};
+
+// The sums of so many output pixels and of columns [left, right), then their ending. `later`: those that the thread goes on with.
+void convolve_block(const Convolution &c, const Ending &e, const Pixel *pixels, i64 count, const Pixel *later, i64 later_count, i64 left,
+                    i64 right, Room &room) {
+  const i64 per_word = c.format == PAIRS ? 2 : 1, depth = divide_up(c.taps(), per_word);
   const i64 pitch = round_up(right - left, LANES);
-  float *a = rows.floats(BLOCK * STRIDE), *sum = sums.floats(BLOCK * pitch);
-  Range taps = c.taps_of(first, last);
-  if (taps.first >= taps.last)
-    taps = {0, std::min<i64>(per_word, c.taps())}; // nothing but zeros: one of them will do
-  const i64 start = taps.first / per_word, depth = divide_up(taps.last, per_word) - start;
+  float *a = room.rows.floats(BLOCK * STRIDE), *sum = room.sums.floats(BLOCK * pitch);
+  std::vector<Group> groups = group_rows(pixels, count);
   const i64 blocks = divide_up(depth, DEPTH), block = divide_up(depth, blocks), panels = divide_up(right - left, WIDE);
-  for (i64 begin = start; begin < start + depth; begin += block) {
-    const i64 words = std::min(block, start + depth - begin);
-    const Line *line = c.line_of(first);
-    for (i64 i = 0; i < count; ++i) {
-      c.gather(c.pixel(line, first + i), begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
-      if (first + i + 1 == line[1].start)
-        ++line;
-    }
-    const bool more = begin + words < start + depth;
-    const i64 next = more ? begin + words : start, next_words = more ? std::min(block, start + depth - next) : block;
-    const i64 later = first + omp_get_num_threads() * count; // where the thread goes on
-    const i64 next_first = more ? first : later, next_last = !c.pointwise() ? 0 : more ? last : std::min(later + count, c.pixels());
-    Ahead ahead(c, next_first, next_last, next * per_word, next_words * per_word);
-    const i64 steps = panels * divide_up(count, ROWS);
+  for (i64 begin = 0; begin < depth; begin += block) {
+    const i64 words = std::min(block, depth - begin);
+    for (i64 i = 0; i < count; ++i)
+      c.gather(pixels[i], begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
+    for (Group &g : groups)
+      g.places = places_of(c.format, a + g.first * STRIDE, g.rows, words, room.places[g.first]);
+    const bool more = begin + words < depth;
+    const i64 next = more ? begin + words : 0, next_words = more ? std::min(block, depth - next) : block;
+    Ahead ahead(c, more ? pixels : later, !c.pointwise() ? 0 : more ? count : later_count, next * per_word, next_words * per_word);
+    const i64 steps = panels * static_cast<i64>(groups.size());
     i64 step = 0;
     for (i64 column = left; column < right; column += WIDE) {
-      const i64 wide = panel_width(column, e.channels);
-      const float *panel = c.packed + column * all_words + begin * wide;
-      for (i64 row = 0; row < count; row += ROWS) {
+      const i64 wide = panel_width(column, e.channels), share = divide_up(wide * words, count);
+      const float *panel = c.packed + column * depth + begin * wide, *next_panel = panel + depth * wide;
+      for (const Group &g : groups) {
         ahead.fetch(++step, steps);
         // weights seldom fit a cache: the next panel is fetched as this one is used
-        const i64 share = divide_up(wide * ROWS, count);
-        multiply_rows(c.format, a + row * STRIDE, std::min<i64>(ROWS, count - row), panel, wide, words, sum + row * pitch + column - left,
-                      pitch, begin > start, panel + all_words * wide + row / ROWS * share * words, share);
+        multiply_rows(c.format, a + g.first * STRIDE, g.rows, panel, wide, g.places, sum + g.first * pitch + column - left, pitch,
+                      begin > 0, next_panel + g.first * share, divide_up(g.rows * share, std::max<i64>(g.places.count, 1)));
       }
     }
   }
-  const Line *line = c.line_of(first);
-  for (i64 at = first; at < last;) { // pixels that are neighbours in a row together
-    const Pixel p = c.pixel(line, at);
-    const i64 run = c.order == OUTPUT_COLUMNS ? 1 : std::min(line[1].start, last) - at;
-    e.finish(p.n, p.y, p.x, p.x + run, left, right, sum + (at - first) * pitch, pitch);
-    at += run;
-    if (at == line[1].start)
-      ++line;
+  for (i64 at = 0; at < count;) { // pixels that are neighbours in a row together
+    i64 last = at + 1;
+    while (last < count && pixels[last].beside(pixels[last - 1]))
+      ++last;
+    const Pixel &p = pixels[at];
+    e.finish(p.n, p.y, p.x, p.x + last - at, left, right, sum + at * pitch, pitch);
+    at = last;
   }
 }
 
@@ -341,29 +274,36 @@ void krypton_convolution(const i64 *a, const double *parameters) {
   e.clear_margins();
   if (e.batch * e.rows() * e.columns() <= 0)
     return;
-  Convolution c(a + ENDING_INTEGERS, e, parameters[2], parameters[3]);
-  static thread_local std::vector<Line> lines; // of the calling thread: queries may run side by side
-  c.arrange(e, lines);
-  const i64 pixels = c.pixels();
-  if (!pixels)
+  const Convolution c(a + ENDING_INTEGERS, parameters[2], parameters[3]);
+  static thread_local Pixels callers; // queries may run side by side
+  Pixels &pixels = callers;           // in all threads of this one
+  pixels.cover(e);
+  const i64 all = pixels.count();
+  if (!all)
     return;
-  const i64 threads = pixels * c.taps() * e.channels / 16 > SERIAL_BELOW ? omp_get_max_threads() : 1;
+  const i64 threads = all * c.taps() * e.channels / 16 > SERIAL_BELOW ? omp_get_max_threads() : 1;
   // as many blocks as threads have to do, all of about one size
   const i64 most = std::clamp<i64>(SUMS / e.channels / ROWS * ROWS, ROWS, BLOCK);
-  const i64 blocks = round_up(divide_up(pixels, most), divide_up(pixels, ROWS) >= threads ? threads : 1);
-  const i64 block = round_up(divide_up(pixels, blocks), ROWS), count = divide_up(pixels, block);
+  const i64 blocks = round_up(divide_up(all, most), divide_up(all, ROWS) >= threads ? threads : 1);
+  const i64 block = round_up(divide_up(all, blocks), ROWS), count = divide_up(all, block);
   // few pixels: threads share the columns instead
   const i64 shares = count < threads ? std::min(divide_up(e.channels, WIDE), divide_up(threads, count)) : 1;
   const i64 share = round_up(divide_up(e.channels, shares), WIDE);
 #pragma omp parallel num_threads(threads)
   {
-    static thread_local Scratch rows, sums;
+    static thread_local Room room;
+    const auto size = [&](i64 first) { return std::clamp<i64>(all - first, 0, block); };
+#pragma omp for schedule(static)
+    for (i64 y = 0; y < pixels.rows(); ++y)
+      pixels.list(y);
 #pragma omp for schedule(static, 1) collapse(2)
     for (i64 i = 0; i < count; ++i)
       for (i64 s = 0; s < shares; ++s)
-        if (s * share < e.channels)
-          convolve_block(c, e, i * block, std::min((i + 1) * block, pixels), s * share, std::min((s + 1) * share, e.channels), rows,
-                         sums);
+        if (s * share < e.channels) {
+          const i64 first = i * block, later = first + threads * block;
+          convolve_block(c, e, pixels.from(first), size(first), pixels.from(later), size(later), s * share,
+                         std::min((s + 1) * share, e.channels), room);
+        }
   }
 }
 

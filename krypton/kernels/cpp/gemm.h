@@ -7,7 +7,7 @@
 
 #include "common.h"
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -21,9 +21,17 @@ constexpr i64 STRIDE = DEPTH + 16;         // not a power of two: rows fall into
 // Columns of the panel that starts at this column: WIDE, or LANES where that is enough.
 inline i64 panel_width(i64 column, i64 columns) { return columns - column > LANES ? WIDE : LANES; }
 
-// c (+)= a b for at most ROWS rows; `columns` is WIDE or LANES, `k` counts words. Meanwhile `step` words an iteration are
-// fetched from `ahead` on.
-void multiply_rows(Format format, const float *a, i64 rows, const float *b, i64 columns, i64 k, float *c, i64 pitch, bool add,
+// Which of a block's words a product is over, in ascending order; null: the first `count`.
+struct Places {
+  const std::uint16_t *of;
+  i64 count;
+};
+// Those of the first k that are not zero in every one of so many rows, written to `of`, which has room for STRIDE.
+Places places_of(Format format, const float *a, i64 rows, i64 k, std::uint16_t *of);
+
+// c (+)= a b for at most ROWS rows over these words; `columns` is WIDE or LANES. Meanwhile `step` words an iteration are fetched
+// from `ahead` on.
+void multiply_rows(Format format, const float *a, i64 rows, const float *b, i64 columns, Places places, float *c, i64 pitch, bool add,
                    const float *ahead, i64 step);
 
 // Pack b (k, columns), element (l, j) at b[l * row + j * column], into panels of words.

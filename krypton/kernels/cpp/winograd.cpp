@@ -206,7 +206,7 @@ template <int MY, int RY, int MX, int RX> struct Winograd {
         float *sum = sums + point * count * wide;
         // weights seldom fit a cache: the next panel is fetched as this one is used
         for (i64 row = 0; row < count; row += ROWS)
-          multiply_rows(format, a + row * STRIDE, std::min<i64>(ROWS, count - row), b, wide, k, sum + row * wide, wide, block > 0,
+          multiply_rows(format, a + row * STRIDE, std::min<i64>(ROWS, count - row), b, wide, {nullptr, k}, sum + row * wide, wide, block > 0,
                         b + k * wide + row / ROWS * share * k, share);
         b += k * wide;
       }
