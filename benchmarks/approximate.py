@@ -30,6 +30,7 @@ import krypton
 from benchmarks import approximate_tables as tables
 from benchmarks.clock import clocked
 from benchmarks.machine import commit, describe, with_tuned_allocator
+from benchmarks.record import write_json
 from benchmarks.settings import NINE, SETS, Setting, ready
 from benchmarks.tables import markdown, rich_table
 from krypton.cli.demo import connect_with_model, find_files
@@ -227,11 +228,7 @@ def merged(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, An
 
 
 def save(path: Path, machine: dict[str, object], rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    data = {"machine": machine, "command": "python -m benchmarks.approximate", "results": rows}
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, {"machine": machine, "command": "python -m benchmarks.approximate", "results": rows})
 
 
 def main() -> None:

@@ -7,7 +7,6 @@ counted, capture, its check and planning are.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.machine import describe, with_tuned_allocator
+from benchmarks.record import write_json
 
 QUERY = "EXPLAIN OCCLUSION OF $image USING MODEL net"
 
@@ -65,7 +65,7 @@ def main() -> None:
     result = {"model": arguments.model, "cold_s": statistics.median(cold), "catalog_s": statistics.median(warm)}
     Console().print(f"{arguments.model}: {result['cold_s']:.2f} s cold, {result['catalog_s']:.2f} s from the catalog")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": describe(), "result": result}, indent=1) + "\n")
+        write_json(arguments.out, {"machine": describe(), "result": result})
 
 
 if __name__ == "__main__":

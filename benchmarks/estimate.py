@@ -13,8 +13,6 @@ growth of the process's peak over what it had before the query (on Linux), by wh
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
 import statistics
 import sys
@@ -31,6 +29,7 @@ import krypton
 from benchmarks.cases import Case, build, photo
 from benchmarks.examples import EXAMPLES, example
 from benchmarks.machine import commit, describe
+from benchmarks.record import write_json
 from benchmarks.tables import Plain, rich_table
 from krypton.estimates import Estimate
 from krypton.executor import execute
@@ -275,10 +274,7 @@ def main() -> None:
         "summary": found,
         "rows": rows,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = arguments.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, arguments.out)
+    write_json(arguments.out, data)
     console.print(rich_table(table(found)))
 
 

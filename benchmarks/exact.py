@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from benchmarks import tables, theory
 from benchmarks.cases import Case, Subject, even
 from benchmarks.contenders import CONTENDERS, Running, Start
 from benchmarks.machine import Allocator, allocator_is_tuned, commit, describe, environment, gemm_gflops
+from benchmarks.record import write_json
 from benchmarks.targets import WANTED, wanted
 
 DEFAULT_OUT = Path("benchmarks/results/exact.json")
@@ -147,11 +147,7 @@ def saved(path: Path, machine: dict[str, object]) -> list[dict[str, Any]]:
 
 
 def save(path: Path, machine: dict[str, object], rows: list[dict[str, Any]]) -> None:
-    data = {"machine": machine, "command": "python -m benchmarks.exact", "results": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, {"machine": machine, "command": "python -m benchmarks.exact", "results": rows})
 
 
 def key(row: dict[str, Any]) -> tuple[int, int, str]:

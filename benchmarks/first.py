@@ -8,7 +8,6 @@ the model are not counted.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.cases import Case, build, photo
 from benchmarks.machine import describe, with_tuned_allocator
+from benchmarks.record import write_json
 
 CASES = (("mobilenet_v2", 32), ("resnet18", 32), ("resnet18", 16))
 """Models at 224² and strides: 49 and 196 positions."""
@@ -71,7 +71,7 @@ def main() -> None:
         words = ", ".join(f"{value:.2f} s {side}" for side, value in medians.items())
         Console().print(f"{model}, stride {stride}: {words}")
     if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": describe(), "results": results}, indent=1) + "\n")
+        write_json(arguments.out, {"machine": describe(), "results": results})
 
 
 if __name__ == "__main__":

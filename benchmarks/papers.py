@@ -8,8 +8,6 @@ along an axis: 52 × 52 for patch 16, stride 4, 224². Writes results/papers.jso
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from benchmarks import theory
 from benchmarks.cases import Case, Subject
 from benchmarks.contenders import Stock
 from benchmarks.machine import commit, describe, with_tuned_allocator
+from benchmarks.record import write_json, write_text
 from benchmarks.tables import NAMES, Plain, markdown
 from benchmarks.tiled import Tiled
 from krypton.ir.occlusions import Grid
@@ -170,14 +169,8 @@ def _times(value: float | None, digits: int = 2) -> str:
 def save(path: Path, rows: list[dict[str, Any]]) -> None:
     """The JSON, and the tables beside it."""
     data = {"machine": describe(), "command": "python -m benchmarks.papers", "published": PUBLISHED, "results": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, text in (
-        (path, json.dumps(data, indent=1) + "\n"),
-        (path.with_suffix(".md"), "\n".join(markdown(table) for table in tables(rows) if table.rows)),
-    ):
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, target)
+    write_json(path, data)
+    write_text(path.with_suffix(".md"), "\n".join(markdown(table) for table in tables(rows) if table.rows))
 
 
 def main() -> None:

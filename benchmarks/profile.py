@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from rich.console import Console
 from benchmarks import theory
 from benchmarks.cases import Case, Subject, even
 from benchmarks.machine import commit, describe, gemm_gflops, with_tuned_allocator
+from benchmarks.record import write_json, write_text
 from benchmarks.tables import NAMES, Plain, markdown
 from benchmarks.targets import EARLIER
 from benchmarks.tiled import positions
@@ -212,14 +211,8 @@ def _rates(row: dict[str, Any], gemm: float) -> list[str]:
 def save(path: Path, results: list[dict[str, Any]]) -> None:
     """The JSON, and the tables beside it."""
     data = {"machine": describe(), "command": "python -m benchmarks.profile", "results": results}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, text in (
-        (path, json.dumps(data, indent=1) + "\n"),
-        (path.with_suffix(".md"), "\n".join(markdown(table) for result in results for table in tables(result))),
-    ):
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, target)
+    write_json(path, data)
+    write_text(path.with_suffix(".md"), "\n".join(markdown(table) for result in results for table in tables(result)))
 
 
 def main() -> None:

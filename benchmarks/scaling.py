@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from rich.console import Console
 from benchmarks import theory
 from benchmarks.cases import Case, Subject
 from benchmarks.machine import commit, describe, with_tuned_allocator
+from benchmarks.record import write_json
 from benchmarks.tiled import Tiled
 from krypton.ir.occlusions import Grid
 from krypton.planner.optimizer import plan_query
@@ -152,11 +152,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def save(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    data = {"machine": describe(), "command": "python -m benchmarks.scaling", "results": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, {"machine": describe(), "command": "python -m benchmarks.scaling", "results": rows})
 
 
 def main() -> None:

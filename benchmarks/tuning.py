@@ -8,7 +8,6 @@ image itself. Each map is compared with the exact one of its image; flat maps, w
 from __future__ import annotations
 
 import argparse
-import json
 import runpy
 import statistics
 import tempfile
@@ -20,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.machine import commit, describe, with_tuned_allocator
+from benchmarks.record import write_json
 from benchmarks.tables import Plain, markdown, rich_table
 from krypton.cli.demo import connect_with_model, find_files
 from krypton.planner.tuning import MISS
@@ -115,7 +115,7 @@ def main() -> None:
     chosen = {str(target): tuning.for_ssim(target).setting.options() for target in TARGETS}
     flat = {"tuning": tuning.flat, "test": sum(row["ssim"] is None for row in rows) // (len(TARGETS) * len(sessions))}
     result = {**about, "tuning": str(tuning), "chosen": chosen, "flat": flat, "sampled": sampled, "rows": rows}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     found = table(rows)
     console.print(rich_table(found))
     print(markdown(found))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from benchmarks.approximate import scans
 from benchmarks.cases import Case, build, photo
 from benchmarks.clock import timed
 from benchmarks.machine import commit, describe
+from benchmarks.record import write_json
 from benchmarks.tables import Plain, markdown, rich_table
 from krypton.cli.demo import connect_with_model, find_files
 from krypton.results import Heatmap, compare
@@ -159,9 +159,7 @@ def main() -> None:
                 rows.append(row)
                 console.print(f"{row['model']} image {row['image']} within {row['deadline']} s: {row['seconds']:.2f} s")
                 data = {"machine": describe(), "commit": commit(), "wanted": WANTED, "kept": kept(rows), "rows": rows}
-                temporary = arguments.out.with_suffix(".tmp")
-                temporary.write_text(json.dumps(data, indent=1) + "\n")
-                os.replace(temporary, arguments.out)
+                write_json(arguments.out, data)
     found = table(rows)
     console.print(rich_table(found))
     print(markdown(found))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import time
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from benchmarks.record import write_text
 from krypton.errors import CaptureError
 from krypton.executor import execute
 from krypton.ir.occlusions import Grid
@@ -159,9 +159,7 @@ def main() -> None:
         console.print(finding.row, highlight=False)
         rows.append(finding.row)
         bad += bool(finding.error is not None and finding.error > 1)
-        temporary = arguments.out.with_suffix(".tmp")
-        temporary.write_text(HEAD + "\n".join(rows) + "\n")
-        os.replace(temporary, arguments.out)
+        write_text(arguments.out, HEAD + "\n".join(rows) + "\n")
         gc.collect()
     if bad:
         raise SystemExit(f"{bad} models are not exact")

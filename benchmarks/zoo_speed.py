@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ import torch
 from benchmarks.cases import Case, Subject
 from benchmarks.contenders import Running, Start, Stock, compiled
 from benchmarks.machine import commit, describe, environment
+from benchmarks.record import write_json, write_text
 from benchmarks.tiled import Tiled
 from benchmarks.zoo import TIMM
 
@@ -114,12 +114,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def save(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = {"machine": describe(), "command": "python -m benchmarks.zoo_speed", "results": rows}
-    for file, text in ((path, json.dumps(data, indent=1) + "\n"), (path.with_suffix(".md"), markdown(rows))):
-        temporary = file.with_name(file.name + ".tmp")
-        temporary.write_text(text)
-        os.replace(temporary, file)
+    write_json(path, data)
+    write_text(path.with_suffix(".md"), markdown(rows))
 
 
 def main() -> None:

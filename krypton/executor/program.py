@@ -16,7 +16,7 @@ from torch import Tensor
 
 from krypton.errors import PlanError
 from krypton.executor.energy import EnergyMeter
-from krypton.executor.head_kernels import build_head_kernels
+from krypton.executor.head_kernels import HeadKernels
 from krypton.executor.occluder import Occluder
 from krypton.executor.own_fields import OwnFields
 from krypton.executor.tile import RunningTile
@@ -74,7 +74,7 @@ class Program:
         self._last = {source: place for place, step in enumerate(self._steps) for node in step for source in node.inputs}
         self.fused: set[int] = set()
         self.kernels, self.combines = self._build_kernels()
-        self._head_kernels = build_head_kernels(plan.graph, weights)
+        self._head_kernels = HeadKernels(plan.graph, weights)
 
     def weight(self, reference: Reference) -> Tensor:
         """A weight on the device; kept, since every batch asks again."""
@@ -229,14 +229,10 @@ class Program:
 
     def head(self, values: dict[int, Tensor], batch: int) -> Tensor:
         """Logits (B, K) from whole values."""
-        started = time.perf_counter()
         if self.graph.output not in values:
-            whole = WholeBatch(batch, self.device, self.weight, self._head_kernels)
-            values = run_nodes(self._head, dict(values), whole, {self.graph.output}, check=self._check)
-        if self._actual is not None:
-            share = (time.perf_counter() - started) * 1e3 / max(len(self._head), 1)
-            for node in self._head:
-                self._actual[node.id] = self._actual.get(node.id, 0.0) + share
+            kernels = self._head_kernels
+            whole = WholeBatch(batch, self.device, self.weight, kernels.runners, kernels.rooms())
+            values = run_nodes(self._head, dict(values), whole, {self.graph.output}, check=self._check, took=self._took)
         return values[self.graph.output]
 
     def _whole(self, batch: int) -> WholeBatch:

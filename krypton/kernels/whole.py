@@ -19,8 +19,9 @@ from krypton.kernels import native
 from krypton.kernels.registry import DEFERRED, KERNELS, Kernel, able
 
 Weight = Callable[[Reference], Tensor]
-WholeRunner = Callable[[Sequence[Tensor | Gated]], Tensor | Gated]
-"""From a node's whole inputs (B, C, h, w), or (1, C, h, w), to its result (B, C, H, W), channels innermost."""
+WholeRunner = Callable[[Sequence[Tensor | Gated], Tensor | None], Tensor | Gated]
+"""From a node's whole inputs (B, C, h, w), or (1, C, h, w), to its result (B, C, H, W), channels innermost; that is written to
+the given tensor of its shape, if there is one."""
 
 
 def able_whole(node: Node, device: torch.device) -> list[Kernel]:
@@ -50,9 +51,11 @@ def build_whole(kernel: Kernel, node: Node, weight: Weight) -> WholeRunner:
         else:
             further.append((term.input, scale))
 
-    def run(inputs: Sequence[Tensor | Gated]) -> Tensor:
+    def run(inputs: Sequence[Tensor | Gated], room: Tensor | None = None) -> Tensor:
         batch = max(len(value.gate if isinstance(value, Gated) else value) for value in inputs)
-        result = torch.empty((batch, *node.shape), memory_format=torch.channels_last)
+        fits = room is not None and len(room) == batch
+        result = room if fits else torch.empty((batch, *node.shape), memory_format=torch.channels_last)
+        assert result is not None
         target = Delta(result, 0, 0, field)
         values = [_on_whole_box(value, batch) for value in inputs]
         added = [(values[place], scale) for place, scale in further]
@@ -65,7 +68,20 @@ def build_whole(kernel: Kernel, node: Node, weight: Weight) -> WholeRunner:
     return run
 
 
-def gated(inputs: Sequence[Tensor | Gated]) -> Gated:
+def joined(inputs: Sequence[Tensor | Gated], room: Tensor | None) -> Tensor:
+    """A concat in the room of which some of its inputs were written already."""
+    assert room is not None
+    start = 0
+    for value in inputs:
+        assert isinstance(value, Tensor)
+        part = room[:, start : start + value.shape[1]]
+        if value.data_ptr() != part.data_ptr():
+            part.copy_(value)
+        start += value.shape[1]
+    return room
+
+
+def gated(inputs: Sequence[Tensor | Gated], room: Tensor | None = None) -> Gated:
     """A map times a gate (B, C, 1, 1), left to its only reader."""
     source, gate = inputs
     native.fitting(isinstance(source, Tensor) and isinstance(gate, Tensor))

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from krypton.ir.delta import Box, Delta
 from krypton.ir.geometry import Interval
@@ -119,7 +120,7 @@ def _prepared(kernel: Kernel, node: Node, size: int) -> Callable[[], object]:
     height, width = ((size - 1) * a["stride"][i] + (a["kernel"][i] - 1) * a["dilation"][i] + 1 for i in (0, 1))
     run = kernel.build(node, lambda reference: weight)
     top, left = a["padding"][0], a["padding"][2]
-    x = channels_last(torch.randn(BATCH, a["in_channels"], height, width, generator=generator))
+    x = channels_last(_rectified(a["in_channels"], height, width, generator))
     if not kernel.fused:
         return lambda: run(x, (0, 0))
     field = _box(size)
@@ -127,6 +128,13 @@ def _prepared(kernel: Kernel, node: Node, size: int) -> Callable[[], object]:
     target = Delta(channels_last(torch.empty(BATCH, node.shape[0], size, size)), 0, 0, field)
     base = channels_last(torch.randn(1, node.shape[0], size, size, generator=generator)) if node.function else None
     return lambda: run(target, field, source, None, [], base)
+
+
+def _rectified(channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """Deltas (BATCH, C, h, w) as activations leave them: half is zero in all occlusions, a little more in each."""
+    in_all = torch.rand(channels, height, width, generator=generator) < 0.5
+    in_each = torch.rand(BATCH, channels, height, width, generator=generator) < 0.1
+    return torch.randn(BATCH, channels, height, width, generator=generator).masked_fill(in_all | in_each, 0.0)
 
 
 def _memory(device: torch.device) -> float:

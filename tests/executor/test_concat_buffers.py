@@ -7,8 +7,12 @@ import torch
 from support.judge import check_exact, settings_of
 from support.nets import SpecNet, Step
 
+from krypton.executor.head_kernels import HeadKernels
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Grid
+from krypton.kernels import native
+from krypton.planner.capture import capture
+from krypton.planner.optimizer import plan_query
 from krypton.planner.placement import Place, placements
 
 IMAGE = (2, 13, 11)
@@ -58,8 +62,13 @@ def test_concats_are_exact(name: str, with_readers: bool) -> None:
     steps.append(Step("mean_head", (len(steps),), {"out": 3}))
     generator = torch.Generator().manual_seed(3)
     image, fill = torch.randn(IMAGE, generator=generator), torch.randn(IMAGE, generator=generator)
-    for more in ("", ",fuse_activation", ",choose_kernel"):
-        check_exact(SpecNet(IMAGE, steps), image, fill, GRID, {"disabled_rules": "full_when_cheaper" + more})
+    for disabled in (
+        "full_when_cheaper",
+        "full_when_cheaper,fuse_activation",
+        "full_when_cheaper,choose_kernel",
+        "incremental",
+    ):
+        check_exact(SpecNet(IMAGE, steps), image, fill, GRID, {"disabled_rules": disabled})
 
 
 def graph_of(*concats: tuple[int, ...]) -> Graph:
@@ -92,6 +101,26 @@ def test_an_input_that_stands_twice_is_copied() -> None:
 def test_whole_values_have_no_place() -> None:
     graph = graph_of((1, 2))
     assert placements(graph.with_nodes(Node(n.id, n.op, n.inputs, n.shape, n.attrs) for n in graph)) == {}
+
+
+@pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+def test_whole_values_are_written_into_concats_as_well() -> None:
+    steps = [*ABC, Step("concat", (1, 3)), Step("concat", (4, 2)), Step("mean_head", (5,), {"out": 3})]
+    captured = capture(SpecNet(IMAGE, steps), IMAGE)
+    plan = plan_query(captured, GRID, settings=settings_of({"disabled_rules": "incremental"}))
+    assert plan.tensor is not None
+    kernels = HeadKernels(plan.tensor.graph, captured.weights)
+    of_op = {op: [node for node in plan.tensor.graph if node.op == op] for op in ("conv", "max_pool", "concat")}
+    (first, second), (pool,), (inner, outer) = of_op["conv"], of_op["max_pool"], of_op["concat"]
+    rooms = kernels.rooms()
+    parts = {node.id: rooms.of(node, 4) for node in (first, second, inner)}
+    assert rooms.of(pool, 4) is None  # PyTorch pools whole values, and they are copied
+    whole = rooms.of(outer, 4)
+    assert whole is not None
+    assert {node: part.data_ptr() - whole.data_ptr() for node, part in parts.items() if part is not None} == {
+        first.id: 0, inner.id: 0, second.id: 4 * 5,
+    }  # fmt: skip
+    assert rooms.of(outer, 4).data_ptr() != whole.data_ptr()  # the next one has a buffer of its own
 
 
 def test_settings_of_these_tests_check_every_delta() -> None:

@@ -73,7 +73,7 @@ def check(node: Node, inputs: list[Tensor], weights: dict[str, Tensor], wanted: 
     kernel = whole_kernel(node)
     assert kernel is not None
     before = [part.clone() for part in inputs]
-    found = build_whole(kernel, node, weights.__getitem__)(inputs)
+    found = build_whole(kernel, node, weights.__getitem__)(inputs, None)
     assert isinstance(found, Tensor)
     assert all(torch.equal(part, earlier) for part, earlier in zip(inputs, before, strict=True))
     batch = max(len(part) for part in inputs)
@@ -134,7 +134,7 @@ def test_gates_are_multiplied_as_they_are_read(data: st.DataObject) -> None:
             continue
         factors = gated([source, gate])
         assert isinstance(factors, Gated)
-        found = build_whole(find("conv", name), node, lambda reference: weight)([factors])
+        found = build_whole(find("conv", name), node, lambda reference: weight)([factors], None)
         assert isinstance(found, Tensor)
         torch.testing.assert_close(found.double(), wanted, rtol=0, atol=tolerance * (float(wanted.abs().max()) + 1.0))
 

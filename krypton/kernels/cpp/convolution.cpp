@@ -1,4 +1,5 @@
 // Convolutions of deltas as matrix products: rows are output pixels of all occlusions, gathered block by block into the cache.
+// What is zero in neighbouring rows at once is not multiplied.
 
 #include "gemm.h"
 
@@ -177,7 +178,7 @@ private:
   i64 from_, lines_, total_, at_ = 0;
 };
 
-// Rows of a block that are multiplied together, and which of their words are not zero in all of them.
+// Rows of a block that are multiplied together, and their words without those that are zero in all of them.
 struct Group {
   i64 first, rows;
   Places places;
@@ -300,7 +301,7 @@ void krypton_convolution(const i64 *a, const double *parameters) {
     for (i64 i = 0; i < count; ++i)
       for (i64 s = 0; s < shares; ++s)
         if (s * share < e.channels) {
-          const i64 first = i * block, later = first + threads * block;
+          const i64 first = i * block, later = std::min(first + threads * block, all);
           convolve_block(c, e, pixels.from(first), size(first), pixels.from(later), size(later), s * share,
                          std::min((s + 1) * share, e.channels), room);
         }

@@ -26,7 +26,7 @@ struct Places {
   const std::uint16_t *of;
   i64 count;
 };
-// Those of the first k that are not zero in every one of so many rows, written to `of`, which has room for STRIDE.
+// The first k without those that are zero in all of so many rows; they are listed in `of`, which has room for STRIDE.
 Places places_of(Format format, const float *a, i64 rows, i64 k, std::uint16_t *of);
 
 // c (+)= a b for at most ROWS rows over these words; `columns` is WIDE or LANES. Meanwhile `step` words an iteration are fetched
