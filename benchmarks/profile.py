@@ -40,16 +40,17 @@ LAYERS = 12
 
 def kind(node: Node) -> str:
     """What a node's own arithmetic counts as."""
-    if node.mode in ("full", "project") or node.op in ("linear", "mean"):
-        return "head"
+    whole = ", whole maps" if node.mode == "full" else ""
     if node.op == "conv":
         height, width = node.attrs["kernel"]
         if node.attrs["groups"] > 1:
-            return "conv depthwise" if node.attrs["groups"] == node.shape[0] else "conv grouped"
+            return ("conv depthwise" if node.attrs["groups"] == node.shape[0] else "conv grouped") + whole
         strided = "" if max(node.attrs["stride"]) == 1 else ", strided"
-        return f"conv {min(height, width)}×{max(height, width)}{strided}"
+        return f"conv {min(height, width)}×{max(height, width)}{strided}{whole}"
     if "pool" in node.op:
-        return "pooling"
+        return f"pooling{whole}"
+    if node.mode == "project" or not node.spatial or node.op == "mean":
+        return "head"
     return "combine (batch norm, sum, activation)" if node.op == "combine" else node.op
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.judge import settings_of
+from support.processor import needs_pairs
 from torch import nn
 
 from krypton import planner
@@ -20,8 +21,7 @@ from krypton.planner.capture import CapturedModel, capture
 from krypton.planner.optimizer import plan_query
 from krypton.planner.precision import Choice, assign, in_low_precision
 
-HAS_PAIRS = native.library() is not None and bool(native.loaded().krypton_has_pairs())
-pytestmark = pytest.mark.skipif(not HAS_PAIRS, reason="this processor does not multiply pairs of bfloat16")
+pytestmark = needs_pairs
 
 GRID = Grid((40, 40), (8, 8), (4, 4))
 

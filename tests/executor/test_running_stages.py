@@ -13,6 +13,7 @@ from hypothesis import given
 from scipy.interpolate import RegularGridInterpolator
 from support.judge import Oracle, settings_of
 from support.small import captured_model, image_and_fill, model
+from support.processor import needs_pairs
 from torch import Tensor
 
 from krypton.errors import ExecutionError
@@ -20,7 +21,6 @@ from krypton.executor import Batch, execute
 from krypton.executor.stages import bilinear, evenly_drawn, run_stages
 from krypton.ir.occlusions import Grid, OcclusionTile
 from krypton.ir.plan import Approximation, QueryPlan
-from krypton.kernels import native
 from krypton.planner.optimizer import plan_query
 from krypton.planner.stages import evenly
 
@@ -146,9 +146,7 @@ def test_computed_positions_are_exact(captured: bool) -> None:
     assert error[~exact].max() > 1  # or there would be nothing to approximate
 
 
-@pytest.mark.skipif(
-    native.library() is None or not native.loaded().krypton_has_pairs(), reason="bfloat16 needs a compiler and AVX-512 BF16"
-)
+@needs_pairs
 def test_low_precision_is_not_taken_for_exact() -> None:
     plan = planned(Approximation(drilldown=0.0, speedup=4.0, quality_share=0.1))
     assert plan.tensor is not None

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from support.deltas import blank, filled, like, noise
+from support.processor import needs_pairs
 from torch import Tensor
 
 from krypton.ir.delta import Box, Delta
@@ -112,12 +113,14 @@ def test_winograd_convolutions_are_exact(data: st.DataObject, case: tuple[int, l
     compare(data.draw, f"winograd_{size}", 3e-5, most=3, channels=MANY_CHANNELS, taps=taps)
 
 
+@needs_pairs
 @settings(max_examples=100)
 @given(st.data())
 def test_bfloat16_convolutions_err_by_what_rounding_allows(data: st.DataObject) -> None:
     compare(data.draw, "bfloat16", 2e-2, most=5)
 
 
+@needs_pairs
 @settings(max_examples=100)
 @given(st.data(), st.sampled_from(WINOGRAD))
 def test_bfloat16_winograd_convolutions_err_by_what_rounding_allows(data: st.DataObject, case: tuple[int, list[int]]) -> None:

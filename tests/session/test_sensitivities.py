@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 import krypton
+from support.processor import needs_pairs
+
 from krypton import planner
 from krypton.executor.engine import TensorEngine
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import TensorPlan
-from krypton.kernels import native
 from krypton.planner.precision import in_low_precision
 from krypton.query import Query
 
-HAS_PAIRS = native.library() is not None and bool(native.loaded().krypton_has_pairs())
-pytestmark = pytest.mark.skipif(not HAS_PAIRS, reason="this processor does not multiply pairs of bfloat16")
+pytestmark = needs_pairs
 
 SHAPE, TOLERANCE = (3, 40, 40), 0.02
 QUERY = f"EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 8 STRIDE 4 WITH (tolerance => {TOLERANCE})"
