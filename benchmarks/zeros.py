@@ -62,8 +62,12 @@ class Counts:
             self.weight += weight
 
     @property
-    def shares(self) -> dict[str, float]:
-        return {"one": self.one / self.weight, "together": self.together / self.weight}
+    def shares(self) -> dict[str, float | None]:
+        """None where no convolution was seen."""
+        return {
+            name: found / self.weight if self.weight else None
+            for name, found in (("one", self.one), ("together", self.together))
+        }
 
 
 def read(source: Delta | Deferred) -> Tensor:
@@ -87,7 +91,7 @@ def measure(case: Case, tiles: int) -> dict[str, Any]:
     def preparing(program: Program, *arguments: Any, **options: Any) -> Any:
         for number, runner in program.kernels.items():
             node = program.nodes[number]
-            if node.op == "conv" and node.mode == "delta" and node.kernel == "direct":
+            if node.op == "conv" and node.mode == "delta" and node.kernel.split("+")[0] == "direct":
                 program.kernels[number] = counts.watching(node, runner)
         return prepare(program, *arguments, **options)
 
@@ -100,8 +104,12 @@ def table(results: list[dict[str, Any]]) -> Plain:
     return Plain(
         "What direct convolutions read that is not zero, weighted by multiply-adds",
         ("model", "input", "in one occlusion", f"in any of {TOGETHER}"),
-        [[NAMES.get(r["model"], r["model"]), f"{r['size']}²", f"{r['one']:.0%}", f"{r['together']:.0%}"] for r in results],
+        [[NAMES.get(r["model"], r["model"]), f"{r['size']}²", _percent(r["one"]), _percent(r["together"])] for r in results],
     )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def main() -> None:

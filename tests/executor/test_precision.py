@@ -16,7 +16,7 @@ from krypton.executor import execute
 from krypton.ir.occlusions import Grid
 from krypton.ir.plan import QueryPlan
 from krypton.ir.serde import plan_from_json, plan_to_json
-from krypton.kernels import find, native
+from krypton.kernels import find
 from krypton.planner.capture import CapturedModel, capture
 from krypton.planner.optimizer import plan_query
 from krypton.planner.precision import Choice, assign, in_low_precision

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from scipy.interpolate import RegularGridInterpolator
 from support.judge import Oracle, settings_of
-from support.small import captured_model, image_and_fill, model
 from support.processor import needs_pairs
+from support.small import captured_model, image_and_fill, model
 from torch import Tensor
 
 from krypton.errors import ExecutionError

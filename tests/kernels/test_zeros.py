@@ -81,7 +81,7 @@ def test_minus_zero_is_zero() -> None:
 def test_places_are_grouped_whatever_the_occlusions_own_fields_are() -> None:
     """Twenty and more at some places, one at others, none at many."""
     torch.manual_seed(2)
-    weight, data = torch.randn(24, 50, 1, 1), rectified(30, 50)
+    weight, data = torch.randn(200, 50, 1, 1), rectified(30, 50)
     fields = torch.tensor([[3 + n % 5, 8 + n % 3, 5 + n // 5, 9 + n // 4] for n in range(30)])
     found = convolve(data, weight, 1, "direct", fields)
     whole = torch.nn.functional.conv2d(data, weight)

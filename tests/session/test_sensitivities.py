@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.processor import needs_pairs
 from torch import Tensor, nn
 
 import krypton
-from support.processor import needs_pairs
-
 from krypton import planner
 from krypton.executor.engine import TensorEngine
 from krypton.ir.occlusions import OcclusionTile

@@ -12,6 +12,9 @@ namespace {
 constexpr i64 BLOCK = 12 * ROWS; // output pixels worked on together at most
 constexpr i64 SUMS = 1 << 17;    // floats of a block's sums at most, half a megabyte: they stay in the second cache
 
+// Multiplications of an output pixel from which on leaving out zeros is worth more than neighbouring pixels being neighbours in memory.
+constexpr i64 BY_PLACE = 8192;
+
 // What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source; or
 // base*source, of a base with a number per occlusion and channel.
 constexpr i64 GATE = -1;
@@ -113,12 +116,13 @@ private:
   }
 };
 
-// The output pixels of all occlusions' own fields, place by place, those of all occlusions at a place one after the other: what
-// they read is from the same places of the image, and an activation has made zero of much the same channels there.
+// The output pixels of all occlusions' own fields, row by row; `by_place` those of all occlusions at a place one after the other:
+// what they read is from the same places of the image, and an activation has made zero of much the same channels there.
 class Pixels {
 public:
   // Count them; `list` is then to be called for every row.
-  void cover(const Ending &e) {
+  void cover(const Ending &e, bool by_place) {
+    by_place_ = by_place;
     starts_.assign(e.rows() + 1, 0);
     fields_.clear();
     for (i64 n = 0; n < e.batch; ++n) {
@@ -144,13 +148,23 @@ public:
         left = std::min(left, field.left);
         right = std::max(right, field.right);
       }
-    for (i64 x = left; x < right; ++x)
-      for (std::size_t n = 0; n < fields_.size(); ++n)
-        if (reaches(fields_[n]) && fields_[n].left <= x && x < fields_[n].right)
-          *next++ = {static_cast<std::int32_t>(n), static_cast<std::int32_t>(y), static_cast<std::int32_t>(x)};
+    const i64 batch = static_cast<i64>(fields_.size());
+    const auto add = [&](i64 n, i64 x) {
+      if (reaches(fields_[n]) && fields_[n].left <= x && x < fields_[n].right)
+        *next++ = {static_cast<std::int32_t>(n), static_cast<std::int32_t>(y), static_cast<std::int32_t>(x)};
+    };
+    if (by_place_)
+      for (i64 x = left; x < right; ++x)
+        for (i64 n = 0; n < batch; ++n)
+          add(n, x);
+    else
+      for (i64 n = 0; n < batch; ++n)
+        for (i64 x = left; x < right; ++x)
+          add(n, x);
   }
 
 private:
+  bool by_place_ = false;
   std::vector<i64> starts_; // of rows
   std::vector<Rectangle> fields_;
   std::vector<Pixel> pixels_;
@@ -278,7 +292,7 @@ void krypton_convolution(const i64 *a, const double *parameters) {
   const Convolution c(a + ENDING_INTEGERS, parameters[2], parameters[3]);
   static thread_local Pixels callers; // queries may run side by side
   Pixels &pixels = callers;           // in all threads of this one
-  pixels.cover(e);
+  pixels.cover(e, c.taps() * e.channels >= BY_PLACE);
   const i64 all = pixels.count();
   if (!all)
     return;
