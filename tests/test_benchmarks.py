@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import approximate, approximate_tables, estimate, peers, settings, tables, theory
+from benchmarks import approximate, approximate_tables, estimate, peers, settings, tables, theory, zeros
 from benchmarks.cases import even
 from benchmarks.exact import key, ratios
 from benchmarks.papers import papers_grid
@@ -266,3 +266,14 @@ def test_crops_are_squares_with_the_finding_inside() -> None:
         crop = settings._cut(image, np.random.default_rng(seed), 24, (40, 5, 10, 12))
         assert crop.shape == (24, 24, 3)
         assert crop[..., 0].sum() == 120
+
+
+def test_zeros_are_counted_in_one_occlusion_and_in_those_multiplied_together() -> None:
+    counts = zeros.Counts()
+    values = torch.zeros(zeros.TOGETHER, 4, 1, 2)
+    values[:, 0] = 1.0  # both places; the other channels of the second place are zero everywhere
+    values[3, 1, 0, 0] = 1.0
+    counts.add(values, work=5)
+    assert counts.shares["one"] == pytest.approx((2 * 12 + 1) / (2 * 4 * 12))
+    assert counts.shares["together"] == pytest.approx((1 + 2) / (2 * 4))
+    assert zeros.Counts().shares == {"one": None, "together": None}
