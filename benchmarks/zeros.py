@@ -8,6 +8,8 @@ are weighted by the multiply-adds. Counts, not times: nothing needs to be quiet.
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_grad_enabled(False)
     results = [measure(Case.parse(text), arguments.tiles) for text in arguments.only]
-    data = {"machine": describe(), "command": "python -m benchmarks.zeros", "results": results}
+    data = {"machine": describe(), "command": shlex.join(["python", *sys.orig_argv[1:]]), "results": results}
     write_json(arguments.out, data)
     Console(width=160).print(markdown(table(results)), highlight=False, markup=False)
 
