@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 
 from krypton.ir.graph import Graph, Node
+from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import WeightStore
-from krypton.kernels import DEFERRED, Kernel
+from krypton.kernels import DEFERRED, Kernel, find
+from krypton.kernels.links import inner, last
 from krypton.kernels.whole import WholeRunner, build_whole, gated, joined, whole_kernel
 from krypton.planner.placement import placements
 from krypton.planner.rules.defer_gate import deferrable
@@ -17,7 +19,8 @@ from krypton.planner.whole import Rooms
 class HeadKernels:
     """`runners` by node id, shared by all runs on these weights; nodes without one are PyTorch's."""
 
-    def __init__(self, graph: Graph, weights: WeightStore) -> None:
+    def __init__(self, plan: TensorPlan, weights: WeightStore) -> None:
+        graph = plan.graph
         able = deferrable(graph)
         self.runners: dict[int, WholeRunner] = {}
         for node in graph:
@@ -29,6 +32,11 @@ class HeadKernels:
         self._places = placements(graph, lambda node: node.id in writers)
         nodes = graph.index()
         self._roots = {place.root: nodes[place.root] for place in self._places.values()}
+        for chain in plan.chains:
+            members = [nodes[node] for node in chain]
+            if all(node.mode == "full" and find("conv", node.kernel).chained for node in members):
+                self.runners |= {node.id: inner(node, self.runners[node.id]) for node in members[:-1]}
+                self.runners[chain[-1]] = last(self.runners[chain[-1]])
         self.runners |= {node: joined for node in (*self._roots, *self._places) if nodes[node].op == "concat"}
 
     def rooms(self) -> Rooms:

@@ -26,13 +26,11 @@ from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import Reference, WeightStore
 from krypton.kernels import DEFERRED, Kernel, choose, find
+from krypton.kernels.chain import LEAST_TURNS
 from krypton.kernels.registry import Runner
 from krypton.operators.base import Value, ViewKey, channels_last, operator_of
 from krypton.planner.fields import Fields
 from krypton.planner.whole import WholeBatch, run_nodes
-
-LEAST_TURNS = 4
-"""Occlusions per thread from which on chains run as such: with fewer, threads would wait for each other."""
 
 
 class StopExecutionError(Exception):
@@ -74,7 +72,7 @@ class Program:
         self._last = {source: place for place, step in enumerate(self._steps) for node in step for source in node.inputs}
         self.fused: set[int] = set()
         self.kernels, self.combines = self._build_kernels()
-        self._head_kernels = HeadKernels(plan.graph, weights)
+        self._head_kernels = HeadKernels(plan, weights)
 
     def weight(self, reference: Reference) -> Tensor:
         """A weight on the device; kept, since every batch asks again."""
@@ -272,7 +270,7 @@ def _crossing(plan: TensorPlan) -> set[int]:
 def _steps(plan: TensorPlan, trunk: Sequence[Node], *, chained: bool) -> list[tuple[Node, ...]]:
     """The nodes of the trunk one by one; those of a chain together, at the place of its last."""
     nodes = plan.graph.index()
-    chains = [tuple(nodes[node] for node in chain) for chain in plan.chains]
+    chains = [tuple(nodes[node] for node in chain) for chain in plan.chains if nodes[chain[0]].mode == "delta"]
     chains = [chain for chain in chains if chained and all(find("conv", n.kernel.split("+")[0]).chained for n in chain)]
     inner, last = {node.id for chain in chains for node in chain[:-1]}, {chain[-1].id: chain for chain in chains}
     return [last.get(node.id, (node,)) for node in trunk if node.id not in inner]

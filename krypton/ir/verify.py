@@ -77,8 +77,10 @@ def _verify_chains(tensor: TensorPlan) -> None:
     """A chain's nodes are there once, and what is between them is read by nobody else."""
     nodes, consumers = tensor.graph.index(), tensor.graph.consumers()
     members = [node for chain in tensor.chains for node in chain]
-    if len(set(members)) < len(members) or not all(node in nodes and nodes[node].mode == "delta" for node in members):
-        raise PlanError("the nodes of chains are deltas, each in one chain")
+    if len(set(members)) < len(members) or not all(node in nodes for node in members):
+        raise PlanError("the nodes of chains are those of the graph, each in one chain")
+    if not all({nodes[node].mode for node in chain} in ({"delta"}, {"full"}) for chain in tensor.chains):
+        raise PlanError("the nodes of a chain are deltas, or all of them whole")
     for chain in tensor.chains:
         for source, reader in pairwise(chain):
             found = nodes[reader]

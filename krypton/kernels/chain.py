@@ -7,6 +7,7 @@ of them, thread by thread. Values between them lie in *slots*, memory for those 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,13 +25,17 @@ SLOTS = 768 * 1024
 """Bytes that two neighbouring slots of a thread take at most, so that they stay in a second cache of 1 MB."""
 
 
+LEAST_TURNS = 4
+"""Occlusions per thread from which on chains run as such: with fewer, threads would wait for each other."""
+
+
 class Chain:
     """What is to run on a batch of occlusions. `slots` are the shapes (C, h, w) of the values between links, in order."""
 
-    def __init__(self, batch: int, slots: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, batch: int, slots: Sequence[tuple[int, ...]]) -> None:
         self.batch = batch
         self.threads = torch.get_num_threads()
-        floats = [channels * height * width for channels, height, width in slots]
+        floats = [math.prod(shape) for shape in slots]
         together = max((sum(floats[i : i + 2]) for i in range(len(floats))), default=1)
         shared = max(batch // (2 * self.threads), 1)  # every thread gets some, and they end together
         self.chunk = max(min(SLOTS // 4 // max(together, 1), shared), 1)

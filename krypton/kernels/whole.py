@@ -16,12 +16,13 @@ from krypton.ir.geometry import Interval
 from krypton.ir.graph import Node, Term
 from krypton.ir.weights import Reference
 from krypton.kernels import native
+from krypton.kernels.chain import Chain
 from krypton.kernels.registry import DEFERRED, KERNELS, Kernel, able
 
 Weight = Callable[[Reference], Tensor]
-WholeRunner = Callable[[Sequence[Tensor | Gated], Tensor | None], Tensor | Gated]
+WholeRunner = Callable[..., Any]
 """From a node's whole inputs (B, C, h, w), or (1, C, h, w), to its result (B, C, H, W), channels innermost; that is written to
-the given tensor of its shape, if there is one."""
+the tensor of its shape that follows, if that is not None, and noted in a `chain` instead of computed, if that is given."""
 
 
 def able_whole(node: Node, device: torch.device) -> list[Kernel]:
@@ -51,7 +52,7 @@ def build_whole(kernel: Kernel, node: Node, weight: Weight) -> WholeRunner:
         else:
             further.append((term.input, scale))
 
-    def run(inputs: Sequence[Tensor | Gated], room: Tensor | None = None) -> Tensor:
+    def run(inputs: Sequence[Tensor | Gated], room: Tensor | None = None, chain: Chain | None = None) -> Tensor:
         batch = max(len(value.gate if isinstance(value, Gated) else value) for value in inputs)
         fits = room is not None and len(room) == batch
         result = room if fits else torch.empty((batch, *node.shape), memory_format=torch.channels_last)
@@ -62,7 +63,7 @@ def build_whole(kernel: Kernel, node: Node, weight: Weight) -> WholeRunner:
         if node.op == "combine":
             runner(target, field, added, shifts)
         else:
-            runner(target, field, values[0], own, added, shifts)
+            runner(target, field, values[0], own, added, shifts, **({} if chain is None else {"chain": chain}))
         return result
 
     return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import OcclusionTile
@@ -37,7 +37,7 @@ def incremental_bytes(plan: QueryPlan, tensor: TensorPlan, fields: Fields) -> in
     head = [node for node in graph if node.mode in ("full", "once") and node.op != "image"]
     crossing = sum(math.prod(node.shape) for node in graph if node.mode == "project") * BYTES
     waiting = 2 * crossing * (tensor.head_batch + max(len(tile.indices) for tile in tiles))  # parts, and they put together
-    running = max(_trunk_peak(tensor, tiles, fields), _whole_peak(head, tensor.head_batch))
+    running = max(_trunk_peak(tensor, tiles, fields), _whole_peak(head, tensor.head_batch, _between(tensor)))
     return round(kept + _OTHER_TILES * max(_whole_peak(graph.nodes, 1), running + waiting))
 
 
@@ -53,16 +53,21 @@ def prepared_bytes(graph: Graph) -> int:
     return total * BYTES
 
 
-def _whole_peak(nodes: Iterable[Node], batch: int) -> int:
+def _between(tensor: TensorPlan) -> set[int]:
+    """Nodes whose values stay inside a chain, and take no memory of their own."""
+    return {node for chain in tensor.chains for node in chain[:-1]}
+
+
+def _whole_peak(nodes: Iterable[Node], batch: int, between: Collection[int] = ()) -> int:
     """Whole values; an ending that is a pass of its own has two results for a moment."""
-    sizes = {node.id: math.prod(node.shape) * BYTES * batch for node in nodes}
+    sizes = {node.id: 0 if node.id in between else math.prod(node.shape) * BYTES * batch for node in nodes}
     return _peak(list(nodes), lambda node: sizes[node.id], lambda node: sizes[node.id] if node.epilogue else 0)
 
 
 def _trunk_peak(tensor: TensorPlan, tiles: list[OcclusionTile], fields: Fields) -> int:
     """The deltas of the tile that needs most; those that are written into another's buffer, or stay
     inside a chain, take no memory of their own."""
-    graph, between = tensor.graph, {node for chain in tensor.chains for node in chain[:-1]}
+    graph, between = tensor.graph, _between(tensor)
     trunk = [node for node in graph if node.mode in ("delta", "project")]
     peak = 0
     for tile in _largest(tiles):

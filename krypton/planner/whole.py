@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.weights import Reference, WeightStore
+from krypton.kernels.links import Linked
 from krypton.kernels.whole import WholeRunner
 from krypton.operators.base import ViewKey, operator_of
 from krypton.operators.combine import apply_epilogue
@@ -81,18 +82,28 @@ def run_nodes(
         if check:
             check()
         started = time.perf_counter()
-        before, result = run_node(node, [values[source] for source in node.inputs], batch)
+        inputs = [values[source] for source in node.inputs]
+        before, result = run_node(node, inputs, batch)
         values[node.id] = result
         if took:
-            took(node, time.perf_counter() - started)
+            _report(node, inputs, time.perf_counter() - started, took)
         if keep:
             keep((node.id, "pre"), before)
             keep((node.id, "out"), result)
-        del before, result
+        del inputs, before, result
         for source in set(node.inputs):
             if last[source] == place and source not in wanted:
                 values.pop(source, None)
     return values
+
+
+def _report(node: Node, inputs: Sequence[Any], seconds: float, took: Callable[[Node, float], None]) -> None:
+    """The seconds of a node, and of those that it ran as the last of their chain."""
+    if inputs and isinstance(inputs[0], Linked) and inputs[0].spent:
+        for linked, share in inputs[0].shares(node, seconds):
+            took(linked, share)
+    else:
+        took(node, seconds)
 
 
 def last_uses(nodes: Collection[Node]) -> Mapping[int, int]:

@@ -109,7 +109,7 @@ def test_whole_values_are_written_into_concats_as_well() -> None:
     captured = capture(SpecNet(IMAGE, steps), IMAGE)
     plan = plan_query(captured, GRID, settings=settings_of({"disabled_rules": "incremental"}))
     assert plan.tensor is not None
-    kernels = HeadKernels(plan.tensor.graph, captured.weights)
+    kernels = HeadKernels(plan.tensor, captured.weights)
     of_op = {op: [node for node in plan.tensor.graph if node.op == op] for op in ("conv", "max_pool", "concat")}
     (first, second), (pool,), (inner, outer) = of_op["conv"], of_op["max_pool"], of_op["concat"]
     rooms = kernels.rooms()

@@ -86,6 +86,45 @@ def test_depthwise_convolutions_are_chained_with_their_neighbours(captured: Capt
     assert modules_of(plan_of(captured, disabled_rules="full_when_cheaper,chain_depthwise")) == []
 
 
+def test_chains_on_whole_maps_give_the_same_bits(captured: CapturedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    run = chains.Chain.run
+    monkeypatch.setattr(chains.Chain, "run", lambda chain: (ran.append(len(chain)), run(chain))[1])
+    plan, apart = (plan_of(captured, disabled_rules=rules) for rules in ("incremental", "incremental,chain_depthwise"))
+    assert modules_of(plan) == [["parts.2", "parts.4", "parts.6"], ["parts.8", "parts.9"], ["parts.11", "parts.12"]]
+    assert modules_of(apart) == []
+    wanted = run_plan(apart, captured, *pictures(), Settings())
+    assert not ran
+    for slots in (1, chains.SLOTS):
+        monkeypatch.setattr(chains, "SLOTS", slots)
+        assert torch.equal(run_plan(plan, captured, *pictures(), Settings()), wanted)
+    assert set(ran) == {3, 2}
+    Oracle(SpecNet(IMAGE, MOBILE), *pictures(), GRID).judge(wanted)
+
+
+def test_the_time_of_chains_on_whole_maps_is_told_apart(captured: CapturedModel) -> None:
+    plan = plan_of(captured, disabled_rules="incremental")
+    assert plan.tensor is not None
+    execution = execute(plan, *pictures(), weights=captured.weights, timed=True)
+    list(execution)
+    assert all(execution.actual[node] > 0 for chain in plan.tensor.chains for node in chain)
+
+
+def test_a_chain_may_begin_with_a_gated_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every occlusion has gates of its own, which the chain has to find."""
+    steps = [conv(0, 20, 3, padding=1), Step("gate", (1,)), conv(2, 18), relu(3), conv(4, 18, 3, padding=1, groups=18)]
+    steps += [Step("mean_head", (5,), {"out": 3})]
+    net = SpecNet(IMAGE, steps)
+    captured = capture(net, IMAGE)
+    plan = plan_of(captured)
+    assert plan.tensor is not None
+    nodes = plan.tensor.graph.index()
+    assert [[nodes[node].mode for node in chain] for chain in plan.tensor.chains] == [["full", "full"]]
+    assert nodes[nodes[plan.tensor.chains[0][0]].inputs[0]].kernel == "deferred"
+    monkeypatch.setattr(chains, "SLOTS", 1)
+    Oracle(net, *pictures(), GRID).judge(run_plan(plan, captured, *pictures(), Settings()))
+
+
 def test_what_somebody_else_reads_is_not_kept_inside_a_chain() -> None:
     steps = (
         conv(0, 24),
@@ -155,7 +194,7 @@ def test_damaged_chains_are_refused(captured: CapturedModel) -> None:
         ((first, first), "each in one chain"),
         (((0, first[0]),), "are deltas" if plan.tensor.graph.image.mode != "delta" else "only reader"),
         (((first[0], second[0]),), "only reader"),
-        (((first[0], 10**6),), "are deltas"),
+        (((first[0], 10**6),), "of the graph"),
     ):
         with pytest.raises(PlanError, match=problem):
             verify_plan(replace(plan, tensor=replace(plan.tensor, chains=damaged)))

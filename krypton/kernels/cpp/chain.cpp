@@ -41,6 +41,8 @@ struct Link {
       move<float>(term[0], term[1] * first);
     }
     place(b[0], b[1], source_slot, first, mine);
+    if (FUNCTIONS[function] == krypton_convolution && b[BEGINNING] == GATE)
+      move<float>(b[BEGINNING + 1], b[BEGINNING + 2] * first);
     FUNCTIONS[function](a, parameters);
   }
 

@@ -62,6 +62,8 @@ private:
 struct Source {
   const float *data;
   i64 batch, row, pixel, top, bottom, left, right;
+  const float *at(i64 n, i64 y, i64 x) const { return data + n * batch + (y - top) * row + (x - left) * pixel; }
+  bool covers(i64 y, i64 x) const { return top <= y && y < bottom && left <= x && x < right; }
 };
 
 struct Term : Source {
@@ -69,6 +71,10 @@ struct Term : Source {
 };
 
 constexpr i64 MOST_TERMS = 8, TERM_INTEGERS = 9, ENDING_TERMS = 22, ENDING_INTEGERS = ENDING_TERMS + MOST_TERMS * TERM_INTEGERS;
+
+// Where the numbers that describe a convolution have its Beginning (convolution.cpp), behind those of its ending; and the
+// function there that means a product, the second number after it being the stride from one occlusion's factors to the next's.
+constexpr i64 BEGINNING = 21, GATE = -1;
 
 struct Rectangle {
   i64 top, bottom, left, right;

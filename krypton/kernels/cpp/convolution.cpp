@@ -13,13 +13,12 @@ constexpr i64 BLOCK = 12 * ROWS; // output pixels worked on together at most
 constexpr i64 SUMS = 1 << 17;    // floats of a block's sums at most, half a megabyte: they stay in the second cache
 
 // Multiplications of an output pixel from which on leaving out zeros is worth more than neighbouring pixels being neighbours in memory.
-constexpr i64 BY_PLACE = 8192;
+constexpr i64 HEAVY = 8192;
 
 // What is convolved may still have to be made of the source: f(base + scale*source) - f(base), on the map of the source; or
 // base*source, of a base with a number per occlusion and channel.
-constexpr i64 GATE = -1;
 struct Beginning {
-  i64 function; // 0: the source as it is; GATE: the product, `base_row` being the stride from one occlusion to the next
+  i64 function; // 0: the source as it is; GATE: the product
   const float *base;
   i64 base_row, base_pixel;
   const float *scale;
@@ -33,6 +32,14 @@ struct Pixel {
   bool at_place_of(const Pixel &other) const { return y == other.y && x == other.x; }
 };
 
+// How many pixels from the first on are neighbours in a row.
+i64 neighbours(const Pixel *pixels, i64 count) {
+  i64 run = 1;
+  while (run < count && pixels[run].beside(pixels[run - 1]))
+    ++run;
+  return run;
+}
+
 struct Convolution {
   Source source;
   const float *packed; // see krypton_pack
@@ -40,21 +47,44 @@ struct Convolution {
   i64 y0, x0; // where the field starts in the output map
   Format format;
   Beginning begin;
+  bool heavy; // Is there so much to multiply for every pixel that order in memory is not what matters most?
+  bool zeros; // Does the source have some that can be left out?
 
-  Convolution(const i64 *a, double p, double q)
+  Convolution(const Ending &e, const i64 *a, double p, double q)
       : source{reinterpret_cast<const float *>(a[0]), a[1], a[2], a[3], a[4], a[5], a[6], a[7]},
         packed(reinterpret_cast<const float *>(a[8])), kernel_y(a[9]), kernel_x(a[10]), stride_y(a[11]), stride_x(a[12]),
         pad_y(a[13]), pad_x(a[14]), dilation_y(a[15]), dilation_x(a[16]), channels(a[17]), y0(a[18]), x0(a[19]),
         format(static_cast<Format>(a[20])),
-        begin{a[21], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q} {}
+        begin{a[BEGINNING], reinterpret_cast<const float *>(a[22]), a[23], a[24], reinterpret_cast<const float *>(a[25]), p, q},
+        heavy(taps() * e.channels >= HEAVY), zeros(finds_zeros(e)) {}
 
   i64 taps() const { return kernel_y * kernel_x * channels; }
+  bool by_place() const { return heavy && zeros; }
   bool pointwise() const { return kernel_y == 1 && kernel_x == 1; }
 
   // Where the source has the first tap of a pixel, whether that is inside or not.
   const float *corner(Pixel p) const {
     const i64 iy = (y0 + p.y) * stride_y - pad_y, ix = (x0 + p.x) * stride_x - pad_x;
-    return source.data + p.n * source.batch + (iy - source.top) * source.row + (ix - source.left) * source.pixel;
+    return source.at(p.n, iy, ix);
+  }
+
+  // Are there zeros in the middle of some occlusions' fields? An activation that makes none leaves none.
+  bool finds_zeros(const Ending &e) const {
+    if (begin.function > 0)
+      return true; // not known before it is applied
+    i64 seen = 0, zeros = 0;
+    for (i64 n = 0; n < e.batch; n += divide_up(e.batch, 8)) {
+      const Rectangle own = e.own_field(n);
+      const i64 y = (y0 + (own.top + own.bottom) / 2) * stride_y - pad_y + kernel_y / 2 * dilation_y;
+      const i64 x = (x0 + (own.left + own.right) / 2) * stride_x - pad_x + kernel_x / 2 * dilation_x;
+      if (!source.covers(y, x))
+        continue;
+      const float *pixel = source.at(n, y, x);
+      const i64 some = std::min<i64>(channels, 128);
+      zeros += std::count(pixel, pixel + some, 0.0f);
+      seen += some;
+    }
+    return seen < 16 * zeros;
   }
 
   // Elements [from, to) of the window of an output pixel.
@@ -76,7 +106,41 @@ struct Convolution {
       put_row(format, words, to - from, nullptr, 1);
   }
 
+  // The same of so many pixels, into rows of words.
+  void gather(const Pixel *pixels, i64 count, i64 from, i64 to, float *rows) const {
+    const bool copied = pointwise() && format == FLOAT && begin.function <= 0;
+    for (i64 i = 0; i < count;) {
+      const i64 run = copied ? neighbours(pixels + i, count - i) : 1;
+      if (copied && inside(pixels[i]) && inside(pixels[i + run - 1]))
+        copy(corner(pixels[i]) + from, factors(pixels[i].n, from), run, to - from, rows + i * STRIDE);
+      else
+        for (i64 j = i; j < i + run; ++j)
+          gather(pixels[j], from, to, rows + j * STRIDE);
+      i += run;
+    }
+  }
+
 private:
+  bool inside(Pixel p) const { return source.covers((y0 + p.y) * stride_y - pad_y, (x0 + p.x) * stride_x - pad_x); }
+
+  // What elements of an occlusion's pixels are multiplied by; null: nothing.
+  const float *factors(i64 n, i64 from) const { return begin.function == GATE ? begin.base + n * begin.base_row + from : nullptr; }
+
+  // Few elements of many pixels in a row of the output: calling memcpy would take longer than copying.
+  void copy(const float *from, const float *factors, i64 pixels, i64 count, float *rows) const {
+    for (; pixels > 0; --pixels, from += stride_x * source.pixel, rows += STRIDE) {
+      const auto put = [&](i64 i) { store(rows + i, factors ? load(from + i) * load(factors + i) : load(from + i)); };
+      if (count < LANES) {
+        for (i64 i = 0; i < count; ++i)
+          rows[i] = factors ? from[i] * factors[i] : from[i];
+        continue;
+      }
+      for (i64 i = 0; i + LANES < count; i += LANES)
+        put(i);
+      put(count - LANES);
+    }
+  }
+
   // Elements [first, last) of one kernel row; `row` points to where its first column would be.
   void gather_line(const float *row, i64 n, i64 iy, i64 ix, i64 first, i64 last, float *words, i64 at) const {
     const Source &s = source;
@@ -107,7 +171,7 @@ private:
 
   void begin_row(const float *pixel, i64 n, i64 iy, i64 x, i64 channel, float *words, i64 at, i64 count) const {
     const bool gated = begin.function == GATE;
-    const float *base = begin.base + (gated ? n : iy) * begin.base_row + x * begin.base_pixel + channel;
+    const float *base = gated ? factors(n, channel) : begin.base + iy * begin.base_row + x * begin.base_pixel + channel;
     const float *scale = gated ? base : begin.scale ? begin.scale + channel : nullptr;
     float made[2 * DEPTH], *out = format == FLOAT ? words + at : made;
     apply(gated ? 0 : begin.function, false, begin.p, begin.q, {out, base, pixel, scale, count, count, count, 1, count});
@@ -150,17 +214,19 @@ public:
       }
     const i64 batch = static_cast<i64>(fields_.size());
     const auto add = [&](i64 n, i64 x) {
-      if (reaches(fields_[n]) && fields_[n].left <= x && x < fields_[n].right)
-        *next++ = {static_cast<std::int32_t>(n), static_cast<std::int32_t>(y), static_cast<std::int32_t>(x)};
+      *next++ = {static_cast<std::int32_t>(n), static_cast<std::int32_t>(y), static_cast<std::int32_t>(x)};
     };
-    if (by_place_)
+    if (by_place_) {
       for (i64 x = left; x < right; ++x)
         for (i64 n = 0; n < batch; ++n)
-          add(n, x);
-    else
+          if (reaches(fields_[n]) && fields_[n].left <= x && x < fields_[n].right)
+            add(n, x);
+    } else {
       for (i64 n = 0; n < batch; ++n)
-        for (i64 x = left; x < right; ++x)
-          add(n, x);
+        if (reaches(fields_[n]))
+          for (i64 x = fields_[n].left; x < fields_[n].right; ++x)
+            add(n, x);
+    }
   }
 
 private:
@@ -198,31 +264,31 @@ struct Group {
   Places places;
 };
 
-// Those of one place, in equal parts if they are many; those of several places if they are few.
-std::vector<Group> group_rows(const Pixel *pixels, i64 count) {
+// `by_place`: those of one place, in equal parts if they are many; those of several places if they are few.
+void group_rows(const Pixel *pixels, i64 count, bool by_place, std::vector<Group> &groups) {
   const auto at_one_place = [&](i64 first) {
     i64 last = first + 1;
     while (last < count && pixels[last].at_place_of(pixels[first]))
       ++last;
     return last - first;
   };
-  std::vector<Group> groups;
+  groups.clear();
   for (i64 first = 0; first < count;) {
-    i64 rows = at_one_place(first);
+    i64 rows = by_place ? at_one_place(first) : std::min<i64>(ROWS, count - first);
     if (rows > ROWS)
       rows = divide_up(rows, divide_up(rows, ROWS));
-    else
+    else if (by_place)
       for (i64 more; first + rows < count && rows + (more = at_one_place(first + rows)) <= ROWS;)
         rows += more;
     groups.push_back({first, rows, {}});
     first += rows;
   }
-  return groups;
 }
 
 // What one thread works with.
 struct Room {
   Scratch rows, sums;
+  std::vector<Group> groups;
   std::uint16_t places[BLOCK][STRIDE];
 };
 
@@ -232,17 +298,17 @@ void convolve_block(const Convolution &c, const Ending &e, const Pixel *pixels, 
   const i64 per_word = c.format == PAIRS ? 2 : 1, depth = divide_up(c.taps(), per_word);
   const i64 pitch = round_up(right - left, LANES);
   float *a = room.rows.floats(BLOCK * STRIDE), *sum = room.sums.floats(BLOCK * pitch);
-  std::vector<Group> groups = group_rows(pixels, count);
+  std::vector<Group> &groups = room.groups;
+  group_rows(pixels, count, c.by_place(), groups);
   const i64 blocks = divide_up(depth, DEPTH), block = divide_up(depth, blocks), panels = divide_up(right - left, WIDE);
   for (i64 begin = 0; begin < depth; begin += block) {
     const i64 words = std::min(block, depth - begin);
-    for (i64 i = 0; i < count; ++i)
-      c.gather(pixels[i], begin * per_word, std::min((begin + words) * per_word, c.taps()), a + i * STRIDE);
+    c.gather(pixels, count, begin * per_word, std::min((begin + words) * per_word, c.taps()), a);
     for (Group &g : groups)
-      g.places = places_of(c.format, a + g.first * STRIDE, g.rows, words, room.places[g.first]);
+      g.places = c.zeros ? places_of(c.format, a + g.first * STRIDE, g.rows, words, room.places[g.first]) : Places{nullptr, words};
     const bool more = begin + words < depth;
     const i64 next = more ? begin + words : 0, next_words = more ? std::min(block, depth - next) : block;
-    Ahead ahead(c, more ? pixels : later, !c.pointwise() ? 0 : more ? count : later_count, next * per_word, next_words * per_word);
+    Ahead ahead(c, more ? pixels : later, !c.pointwise() || !c.heavy ? 0 : more ? count : later_count, next * per_word, next_words * per_word);
     const i64 steps = panels * static_cast<i64>(groups.size());
     i64 step = 0;
     for (i64 column = left; column < right; column += WIDE) {
@@ -257,12 +323,10 @@ void convolve_block(const Convolution &c, const Ending &e, const Pixel *pixels, 
     }
   }
   for (i64 at = 0; at < count;) { // pixels that are neighbours in a row together
-    i64 last = at + 1;
-    while (last < count && pixels[last].beside(pixels[last - 1]))
-      ++last;
+    const i64 run = neighbours(pixels + at, count - at);
     const Pixel &p = pixels[at];
-    e.finish(p.n, p.y, p.x, p.x + last - at, left, right, sum + at * pitch, pitch);
-    at = last;
+    e.finish(p.n, p.y, p.x, p.x + run, left, right, sum + at * pitch, pitch);
+    at += run;
   }
 }
 
@@ -289,10 +353,10 @@ void krypton_convolution(const i64 *a, const double *parameters) {
   e.clear_margins();
   if (e.batch * e.rows() * e.columns() <= 0)
     return;
-  const Convolution c(a + ENDING_INTEGERS, parameters[2], parameters[3]);
+  const Convolution c(e, a + ENDING_INTEGERS, parameters[2], parameters[3]);
   static thread_local Pixels callers; // queries may run side by side
   Pixels &pixels = callers;           // in all threads of this one
-  pixels.cover(e, c.taps() * e.channels >= BY_PLACE);
+  pixels.cover(e, c.by_place());
   const i64 all = pixels.count();
   if (!all)
     return;

@@ -111,7 +111,7 @@ private:
             taps = 0;
             first = false;
           }
-          inputs[taps] = source.data + n * source.batch + (sy - source.top) * source.row + (sx - source.left) * source.pixel;
+          inputs[taps] = source.at(n, sy, sx);
           weights[taps++] = weight + (ky * kernel_x + kx) * channels;
         }
       }

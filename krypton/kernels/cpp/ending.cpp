@@ -6,26 +6,35 @@
 
 namespace {
 
-template <bool ABSOLUTE, class F> inline void map_row(float *out, const float *base, const float *sum, const float *scale, i64 count, F f) {
-  if (scale) {
+// Whole vectors first, whose number of lanes the compiler knows: maps of few channels are many short rows.
+template <bool ABSOLUTE, bool SCALED, class F>
+inline void map_row(float *out, const float *base, const float *sum, const float *scale, i64 count, F f) {
+  const auto map = [&](i64 c) {
+    const float changed = f(base[c] + (SCALED ? scale[c] * sum[c] : sum[c]));
+    out[c] = ABSOLUTE ? changed : changed - f(base[c]);
+  };
+  i64 c = 0;
+  for (; c + LANES <= count; c += LANES)
 #pragma omp simd
-    for (i64 c = 0; c < count; ++c)
-      out[c] = ABSOLUTE ? f(base[c] + scale[c] * sum[c]) : f(base[c] + scale[c] * sum[c]) - f(base[c]);
-  } else {
+    for (i64 lane = 0; lane < LANES; ++lane)
+      map(c + lane);
 #pragma omp simd
-    for (i64 c = 0; c < count; ++c)
-      out[c] = ABSOLUTE ? f(base[c] + sum[c]) : f(base[c] + sum[c]) - f(base[c]);
-  }
+  for (i64 rest = c; rest < count; ++rest)
+    map(rest);
 }
 
 template <class F> inline void map_strip(const Strip &s, bool absolute, F f) {
   for (i64 x = 0; x < s.pixels; ++x) {
     float *out = s.out + x * s.out_pixel;
     const float *base = s.base + x * s.base_pixel, *sum = s.sum + x * s.sum_pixel;
-    if (absolute)
-      map_row<true>(out, base, sum, s.scale, s.channels, f);
+    if (absolute && s.scale)
+      map_row<true, true>(out, base, sum, s.scale, s.channels, f);
+    else if (absolute)
+      map_row<true, false>(out, base, sum, nullptr, s.channels, f);
+    else if (s.scale)
+      map_row<false, true>(out, base, sum, s.scale, s.channels, f);
     else
-      map_row<false>(out, base, sum, s.scale, s.channels, f);
+      map_row<false, false>(out, base, sum, nullptr, s.channels, f);
   }
 }
 

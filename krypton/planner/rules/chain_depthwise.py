@@ -29,7 +29,7 @@ def _chains(graph: Graph) -> Iterator[tuple[int, ...]]:
     def feeds(source: Node, reader: Node) -> bool:
         # what else the source sums would have to be added where only links write
         alone = consumers[source.id] == [reader] and reader.inputs[0] == source.id and len(source.inputs) == 1
-        return alone and source.id not in reader.inputs[1:] and source.id != graph.output
+        return alone and source.mode == reader.mode and source.id not in reader.inputs[1:] and source.id != graph.output
 
     for node in graph:
         if not _depthwise(node):
@@ -42,7 +42,8 @@ def _chains(graph: Graph) -> Iterator[tuple[int, ...]]:
 
 
 def _chained(node: Node) -> bool:
-    return node.op == "conv" and node.mode == "delta" and bool(node.kernel) and find("conv", node.kernel.split("+")[0]).chained
+    able = node.op == "conv" and node.mode in ("delta", "full") and bool(node.kernel)
+    return able and find("conv", node.kernel.split("+")[0]).chained
 
 
 def _depthwise(node: Node) -> bool:
