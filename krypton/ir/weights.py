@@ -39,6 +39,8 @@ DERIVATIONS: dict[str, Callable[..., Tensor]] = {
     "scale_rows": _scale_rows,  # weight (K, ...), scale (K,): each output channel scaled
     "multiply": torch.mul,
     "add": torch.add,
+    "ones_like": torch.ones_like,
+    "convolve": lambda weight, x: weight.sum((2, 3)) @ x,  # weight (K, C, h, w), x (C,): of a map that is x everywhere
     "multiply_add": lambda x, scale, shift: x * scale + shift,
 }
 

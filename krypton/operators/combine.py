@@ -72,6 +72,7 @@ class Combine(Operator):
         "aten.div.Scalar",
         "aten.neg.default",
         "aten.rsub.Scalar",
+        "aten.addcmul.default",
         "aten.dropout.default",
         "aten.feature_dropout.default",
         *_FUNCTION_TARGETS,
@@ -103,6 +104,8 @@ class Combine(Operator):
             return build.add("combine", (source,), call.shape, epilogue=Epilogue((Term(0),))) if lifted else None
         if call.target in _FUNCTION_TARGETS:
             return _lift_function(call, build)
+        if call.target.startswith("aten.addcmul"):
+            return _lift_addcmul(call, build)
         return _lift_arithmetic(call, build)
 
 
@@ -184,6 +187,16 @@ def _lift_arithmetic(call: Call, build: Builder) -> int | None:
     if source is left:
         return _affine(call, build, source, None, -alpha * constant)
     return _affine(call, build, source, -alpha * _ones(call), constant)
+
+
+def _lift_addcmul(call: Call, build: Builder) -> int | None:
+    """shift + scale·x as one call."""
+    sides = call["tensor1"], call["tensor2"]
+    source, factor = sides if isinstance(sides[0], Input) else sides[::-1]
+    shift, scale = _channels(call["self"], call), _channels(factor, call)
+    if not isinstance(source, Input) or shift is None or scale is None or build.node(source).shape != call.shape:
+        return None
+    return _affine(call, build, source, float(call.get("value", 1)) * scale, shift)
 
 
 def _lift_two(operation: str, left: Input, right: Input, alpha: float, call: Call, build: Builder) -> int | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from krypton.ir.graph import Graph
 from krypton.ir.occlusions import Grid
+from krypton.operators.opaque import FASTER, resolve
 from krypton.planner.capture import capture
 
 IMAGE = (4, 9, 8)
@@ -51,6 +52,11 @@ LIFTED: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "two batch norms": (lambda s, x: s.norm(s.norm(x)), ["combine", "combine"]),
     "activation in place": (lambda s, x: F.relu_(s.conv(x)), ["conv", "combine"]),
     "sum in place": (lambda s, x: x.clone().add_(x), ["combine"]),
+    "scale and shift at once": (lambda s, x: torch.addcmul(torch.ones(4, 1, 1), x, torch.ones(4, 1, 1)), ["combine"]),
+    "the same the other way round, times two": (
+        lambda s, x: torch.addcmul(torch.ones(1), torch.ones(1), x, value=2),
+        ["combine"],
+    ),
     "residual": (lambda s, x: x + s.norm(x), ["combine", "combine"]),
     "difference": (lambda s, x: x - s.norm(x), ["combine", "combine"]),
     "product of maps": (lambda s, x: x * s.norm(x), ["combine", "mul"]),
@@ -97,6 +103,7 @@ OPAQUE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "layer norm over space": (lambda s, x: F.layer_norm(x, (4, 9, 8)), "aten.layer_norm.default"),
     "reflection": (lambda s, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "aten.pad.default"),
     "bilinear upsampling": (lambda s, x: F.interpolate(x, scale_factor=2, mode="bilinear"), "aten.upsample_bilinear2d.vec"),
+    "sum with a product of maps": (lambda s, x: torch.addcmul(x, x, x), "aten.addcmul.default"),
     "steps over space": (lambda s, x: x[:, :, ::2], "aten.slice.Tensor"),
     "flipped": (lambda s, x: x.flip(3), "aten.flip.default"),
     "transposed": (lambda s, x: x.transpose(2, 3), "aten.transpose.int"),
@@ -134,6 +141,41 @@ def test_elementwise_functions_are_lifted_and_exact(name: str) -> None:
     assert plan.tensor is not None
     lifted = name != "softsign"  # x / (1 + |x|) divides one map by another
     assert all(node.op != "opaque" for node in plan.tensor.graph) == lifted
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_scale_and_shift_in_one_call_are_exact(turned: bool) -> None:
+    shift, scale = torch.arange(4.0).view(4, 1, 1), torch.tensor([1.0, -2.0, 0.5, 3.0]).view(4, 1, 1)
+
+    def function(net: nn.Module, x: Tensor) -> Tensor:
+        sides = (x, scale) if turned else (scale, x)
+        return torch.addcmul(shift, *sides, value=-1.5).relu()
+
+    image = torch.randn(IMAGE, generator=torch.Generator().manual_seed(1))
+    check_exact(Calls(function), image, torch.zeros(4, 1, 1), Grid(IMAGE[1:], (3, 2), (3, 3)))
+
+
+@pytest.mark.parametrize("target", FASTER)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_faster_calls_give_what_pytorch_gives(target: str, layout: torch.memory_format) -> None:
+    """Also where they only pass the call on."""
+    x = torch.randn(2, 6, 9, 8, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+    pieces = x.view(2, 2, 3, 9, 8)
+    arguments: dict[str, list[tuple[tuple[object, ...], dict[str, object]]]] = {
+        "aten.linalg_vector_norm.default": [
+            ((x, 2, [2, 3], True), {}), ((x, 2, [2, 3]), {}), ((x,), {}), ((x, 1, [1]), {}),
+            ((x, 2, [2]), {"dtype": torch.float64}),
+        ],
+        "aten.sum.dim_IntList": [
+            ((pieces, [1]), {}), ((pieces, [-4]), {}), ((x, [2]), {}), ((x, [2, 3], True), {}), ((x, [1], True), {}),
+            ((x, [1]), {"dtype": torch.float64}), ((x, None), {}),
+        ],
+    }  # fmt: skip
+    for args, kwargs in arguments[target]:
+        wanted = resolve(target)(*args, **kwargs)
+        found = FASTER[target](*args, **kwargs)
+        assert (found.shape, found.dtype) == (wanted.shape, wanted.dtype)
+        torch.testing.assert_close(found, wanted)
 
 
 def test_values_of_one_number_per_image_stay_opaque_and_right() -> None:

@@ -41,6 +41,8 @@ SHOWN = {
     "full_when_cheaper": "residual",
     "defer_gate": "gated",
     "freeze_gates": "gated",
+    "factor_gate": "normalised",
+    "fold_shift": "normalised",
     "chain_depthwise": "mobile",
     "projective_threshold": "residual",
     "energy_cut": "residual",

@@ -102,6 +102,18 @@ def _gate(inputs: list[Tensor], n: Mapping[str, Any]) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 2, 1), nn.ReLU(), nn.Conv2d(2, channels, 1), nn.Sigmoid())
 
 
+class _ResponseNorm(nn.Module):
+    """As in ConvNeXt V2 (global response normalisation, its equations 1 to 3), with scale and shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale, self.shift = (nn.Parameter(torch.randn(1, channels, 1, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        return x + torch.addcmul(self.shift, self.scale, x * (norm / (norm.mean(1, keepdim=True) + 1e-6)))
+
+
 PARTS: dict[str, Callable[[list[Tensor], Mapping[str, Any]], nn.Module]] = {
     "conv": _conv,
     "padded_conv": _conv,
@@ -112,6 +124,7 @@ PARTS: dict[str, Callable[[list[Tensor], Mapping[str, Any]], nn.Module]] = {
     "layer_norm": _layer_norm,
     "pixel_linear": lambda x, n: nn.Linear(x[0].shape[1], n["out"], bias=n["bias"]),
     "gate": _gate,
+    "response_norm": lambda x, n: _ResponseNorm(x[0].shape[1]),
     "scale": lambda x, n: _Constant(1, x[0].shape[1], 1, 1),
     "shift": lambda x, n: _Constant(1, x[0].shape[1], 1, 1),
     "position": lambda x, n: _Constant(1, *x[0].shape[1:]),

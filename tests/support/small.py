@@ -122,6 +122,16 @@ def _layered() -> _Steps:
     return s
 
 
+def _normalised() -> _Steps:
+    """ConvNeXt V2's response normalisation, which is a gate, before a 1×1 convolution and before one that pads."""
+    s = _Steps()
+    x = s.conv(s.conv(0, 4, 3, act="gelu", stride=2), 6, 3, act="gelu")
+    for kernel in (1, 3):
+        x = s.conv(s.add("response_norm", x), 6, kernel, act="gelu")
+    s.add("mean_head", x, out=5)
+    return s
+
+
 MODELS = {
     "plain": _plain(),
     "residual": _residual(),
@@ -131,6 +141,7 @@ MODELS = {
     "mobile": _mobile(),
     "shuffled": _shuffled(),
     "layered": _layered(),
+    "normalised": _normalised(),
 }
 
 _captured: dict[str, CapturedModel] = {}

@@ -139,12 +139,15 @@ private:
         total += load(inputs[t] + c) * load(weights[t] + c);
       store(sum + c, total);
     }
-    for (; c < channels; ++c) {
-      float total = first ? 0.0f : sum[c];
-      for (int t = 0; t < taps; ++t)
-        total += inputs[t][c] * weights[t][c];
-      sum[c] = total;
-    }
+    const i64 rest = channels - c;
+    float total[LANES]{};
+    if (!first)
+      std::copy(sum + c, sum + channels, total);
+    for (int t = 0; t < taps && rest; ++t)
+#pragma omp simd
+      for (i64 j = 0; j < rest; ++j)
+        total[j] += inputs[t][c + j] * weights[t][c + j];
+    std::copy(total, total + rest, sum + c);
   }
 };
 

@@ -10,8 +10,10 @@ from krypton.planner.rules.defer_activation import defer_activation
 from krypton.planner.rules.defer_gate import defer_gate
 from krypton.planner.rules.drop_identity import drop_identity
 from krypton.planner.rules.energy_cut import energy_cut
+from krypton.planner.rules.factor_gate import factor_gate
 from krypton.planner.rules.fold_batch_norm import fold_batch_norm
 from krypton.planner.rules.fold_padding import fold_padding
+from krypton.planner.rules.fold_shift import fold_shift
 from krypton.planner.rules.freeze_gates import freeze_gates
 from krypton.planner.rules.full_when_cheaper import full_when_cheaper
 from krypton.planner.rules.fuse_activation import fuse_activation
@@ -33,6 +35,10 @@ RULES: list[Rule] = [
     Rule("pool_first", pool_first, "average pools go before 1×1 convolutions, which then have fewer pixels"),
     # before modes are set: one fused node has one mode
     Rule("fuse_activation", fuse_activation, "scales, sums and activations run in one pass with their convolution"),
+    # needs scales and sums in one node
+    Rule("factor_gate", factor_gate, "a map plus the same map times a gate is the map times one gate"),
+    # behind it, since it leaves shifts
+    Rule("fold_shift", fold_shift, "shifts before a convolution without padding go into its bias"),
     Rule("incremental", incremental, "compute changes on boxes instead of whole maps"),
     # before increments end where gates are opaque
     Rule("freeze_gates", freeze_gates, "squeeze-and-excitation gates keep their values", exact=False),
