@@ -94,7 +94,7 @@ class Subject:
         """Pictures (H, W, 3) that the model was not trained on."""
         if self.name != DEMO:
             return Setting.parse(self.name).test_images(count, first)
-        return islice(_scans(), first, first + count)
+        return islice(scans(), first, first + count)
 
     def connect(self) -> Connection:
         con = krypton.connect()
@@ -109,7 +109,7 @@ class Subject:
         return answer
 
 
-def _scans() -> Iterator[np.ndarray[Any, Any]]:
+def scans() -> Iterator[np.ndarray[Any, Any]]:
     """Scans (H, W, 3) with a lesion, the kinds in turn."""
     phantoms = runpy.run_path(str(find_files() / "phantoms.py"))
     kinds, number = phantoms["KINDS"][1:], 0

@@ -8,7 +8,9 @@ along an axis: 52 × 52 for patch 16, stride 4, 224². Writes results/papers.jso
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +175,12 @@ def save(path: Path, rows: list[dict[str, Any]]) -> None:
     write_text(path.with_suffix(".md"), "\n".join(markdown(table) for table in tables(rows) if table.rows))
 
 
+def _others(path: Path, models: Collection[str]) -> list[dict[str, Any]]:
+    """What was found of other models than these in an earlier run."""
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["results"] if path.exists() else []
+    return [row for row in rows if row["model"] not in models]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS)
@@ -184,7 +192,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with_tuned_allocator()
     torch.set_grad_enabled(False)
-    console, rows = Console(width=160), []
+    console, rows = Console(width=160), _others(arguments.out, arguments.models)
     for model in arguments.models:
         console.print(f"[dim]{model}[/dim]", highlight=False)
         subject = Subject(Case(model, MODELS[model]))
@@ -192,6 +200,7 @@ def main() -> None:
             rows += only_theory(subject)
         else:
             rows += measure(subject, arguments.rounds, arguments.tiles, tuple(arguments.patches))
+        rows.sort(key=lambda row: list(MODELS).index(row["model"]))
         save(arguments.out, rows)
     console.print(arguments.out.with_suffix(".md").read_text(), highlight=False, markup=False)
 

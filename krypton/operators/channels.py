@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -56,16 +57,21 @@ class Concat(Operator):
 
 @register
 class ChannelSlice(Operator):
-    """Channels [start, stop). Slices, splits, chunks and selections of channels are all lifted to it."""
+    """Channels [start, stop). Slices, splits, chunks and selections of channels are all lifted to it.
+
+    A change in place of `x[:]` is captured as the scattering of a slice that is everything, which is the slice itself.
+    """
 
     name = "channel_slice"
-    targets = ("aten.slice.Tensor",)
+    targets = ("aten.slice.Tensor", "aten.slice_scatter.default", "aten.copy.default")
     linear = True
 
     def label(self, node: Node) -> str:
         return f"channels {node.attrs['start']}:{node.attrs['stop']}"
 
     def lift(self, call: Call, build: Builder) -> int | None:
+        if "src" in call.arguments:
+            return _all_of_it(call, build)
         source = call["self"]
         if not isinstance(source, Input) or call.get("step", 1) != 1 or len(call.shape) != 3:
             return None
@@ -95,6 +101,20 @@ class ChannelSlice(Operator):
 
     def full(self, node: Node, inputs: Sequence[Tensor], whole: Whole) -> Tensor:
         return inputs[0][:, node.attrs["start"] : node.attrs["stop"]]
+
+
+def _all_of_it(call: Call, build: Builder) -> int | None:
+    """What is copied or scattered, if that replaces everything."""
+    source = call["src"]
+    if not isinstance(source, Input) or build.node(source).shape != call.shape or call.get("step", 1) != 1:
+        return None
+    dim = int(call.get("dim", 0)) % (len(call.shape) + 1)
+    if dim == 0:
+        whole = not call.get("start", 0) and call.get("end", sys.maxsize) == sys.maxsize  # how many images is not known
+    else:
+        size = call.shape[dim - 1]
+        whole = slice(call.get("start"), call.get("end")).indices(size)[:2] == (0, size)
+    return int(source) if whole else None
 
 
 @register

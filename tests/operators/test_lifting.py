@@ -43,6 +43,12 @@ def operators(graph: Graph) -> list[str]:
     return [str(n.attrs["target"]) if n.op == "opaque" else n.op for n in graph.nodes[1:-1]]
 
 
+def _changed(x: Tensor, *places: slice) -> Tensor:
+    x = x.clone()
+    x[places] += 1.0
+    return x
+
+
 LIFTED: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "conv": (lambda s, x: s.conv(x), ["conv"]),
     "conv padded as a text": (lambda s, x: F.conv2d(x, s.conv.weight, padding="same"), ["conv"]),
@@ -62,6 +68,8 @@ LIFTED: dict[str, tuple[Callable[..., Tensor], list[str]]] = {
     "product of maps": (lambda s, x: x * s.norm(x), ["combine", "mul"]),
     "normalising inside": (lambda s, x: (x - torch.ones(4).view(1, 4, 1, 1)) / torch.ones(4, 1, 1), ["combine", "combine"]),
     "concat": (lambda s, x: torch.cat([x, s.norm(x)], 1), ["combine", "concat"]),
+    "change in place of all of it": (lambda s, x: _changed(s.conv(x), slice(None), slice(None)), ["conv", "combine"]),
+    "change in place of all channels": (lambda s, x: _changed(s.conv(x), slice(None), slice(0, 4)), ["conv", "combine"]),
     "concat of one": (lambda s, x: torch.cat([x], 1), []),
     "chunks": (lambda s, x: torch.cat(x.chunk(2, 1)[::-1], 1), ["channel_slice", "channel_slice", "concat"]),
     "split in unequal parts": (lambda s, x: x.split([1, 3], 1)[1], ["channel_slice"]),
@@ -104,6 +112,10 @@ OPAQUE: dict[str, tuple[Callable[..., Tensor], str]] = {
     "reflection": (lambda s, x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "aten.pad.default"),
     "bilinear upsampling": (lambda s, x: F.interpolate(x, scale_factor=2, mode="bilinear"), "aten.upsample_bilinear2d.vec"),
     "sum with a product of maps": (lambda s, x: torch.addcmul(x, x, x), "aten.addcmul.default"),
+    "change in place of some channels": (
+        lambda s, x: _changed(s.conv(x), slice(None), slice(0, 3)),
+        "aten.slice_scatter.default",
+    ),
     "steps over space": (lambda s, x: x[:, :, ::2], "aten.slice.Tensor"),
     "flipped": (lambda s, x: x.flip(3), "aten.flip.default"),
     "transposed": (lambda s, x: x.transpose(2, 3), "aten.transpose.int"),
