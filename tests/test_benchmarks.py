@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import benchmarks
 from benchmarks import approximate, approximate_tables, estimate, peers, settings, tables, theory, zeros
 from benchmarks.cases import even
 from benchmarks.exact import key, ratios
@@ -31,6 +34,11 @@ def captured() -> CapturedModel:
 
 
 GRID = Grid((32, 32), (4, 4), (4, 4))
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(benchmarks.__path__)])
+def test_every_program_can_be_imported(name: str) -> None:
+    assert importlib.import_module(f"benchmarks.{name}").__doc__
 
 
 def test_tight_multiply_adds_are_those_of_positions_one_by_one(captured: CapturedModel) -> None:
@@ -245,7 +253,7 @@ def test_maps_of_a_picture_are_replaced_one_by_one() -> None:
 
 
 def test_pictures_and_findings_of_the_settings_belong_together() -> None:
-    for name in ("retina", "xray"):
+    for name in settings.SETS:
         of = settings.SETS[name]
         image, box = of.draw(of.classes()[-1], 3, 96)
         assert image.shape == (96, 96, 3)
