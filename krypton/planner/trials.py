@@ -1,7 +1,7 @@
 """Asking a model: in eval mode, where it lives; does it keep the examples of a batch apart, and does a graph agree with it?
 
 Rounding is no reason to say no. Deep networks, untrained ones above all, may blow it up until float32 has few digits left;
-so what float32 leaves in doubt is judged by the model itself in float64.
+so a batch of two is judged beside another batch of two, and a graph that float32 leaves in doubt by the model in float64.
 """
 
 from __future__ import annotations
@@ -81,9 +81,9 @@ class Trial:
         """Whether the answer for an image depends on the other images of its batch."""
         if _distance(self.together, self.singles) <= self._tolerated:
             return False
-        if self.precise is None:
-            return not _distance(self.together, self.singles) <= TOLERANCE * self._largest
-        return not _distance(self.precise.together, self.precise.singles) <= self.precise._tolerated
+        # in a batch of another size the same sums may be made in another order, but not beside another image
+        beside_another = self._run(torch.cat([self._images[:1], -0.5 * self._images[1:]]))
+        return not _distance(beside_another[:1], self.together[:1]) <= ROUNDING[self.together.dtype] * self._largest
 
     def agrees(self, logits: Tensor) -> bool:
         """Whether these logits (B, K), made in float32 in any order, are the model's own for each image alone."""

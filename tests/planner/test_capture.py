@@ -116,17 +116,18 @@ def test_a_model_in_train_mode_is_left_as_it_was(fails: bool) -> None:
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def chaotic(function: Callable[[Tensor], Tensor] = lambda y: y) -> Model:
-    """Blows rounding up a million times, as deep untrained networks do: float32 has two digits left."""
-    return Model(lambda s, x, y: torch.sin(1e6 * s.head(function(y).flatten(1))), head=nn.Linear(4 * 10 * 9, 5)).eval()
+def chaotic(function: Callable[[Tensor], Tensor] = lambda y: y, times: float = 1e6) -> Model:
+    """Blows rounding up, as deep untrained networks do: a million times leaves float32 two digits, 1e15 float64 none."""
+    return Model(lambda s, x, y: torch.sin(times * s.head(function(y).flatten(1))), head=nn.Linear(4 * 10 * 9, 5)).eval()
 
 
 def two_images() -> Tensor:
     return torch.randn(2, *IMAGE, generator=torch.Generator().manual_seed(3))
 
 
-def test_rounding_is_not_taken_for_mixing() -> None:
-    model, images = chaotic(), two_images()
+@pytest.mark.parametrize("times", [1e6, 1e15])
+def test_rounding_is_not_taken_for_mixing(times: float) -> None:
+    model, images = chaotic(times=times), two_images()
     with torch.no_grad():
         singles = torch.cat([model(image[None]) for image in images])
         assert (model(images) - singles).abs().max() > 0.01
@@ -135,9 +136,10 @@ def test_rounding_is_not_taken_for_mixing() -> None:
 
 
 @pytest.mark.parametrize("mixing", [lambda y: y - y.mean(0), nn.BatchNorm2d(4, track_running_stats=False).eval()])
-def test_mixing_is_found_behind_rounding(mixing: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("times", [1e6, 1e15])
+def test_mixing_is_found_behind_rounding(mixing: Callable[[Tensor], Tensor], times: float) -> None:
     with pytest.raises(CaptureError, match="mixes the examples of a batch"):
-        capture(chaotic(mixing), IMAGE)
+        capture(chaotic(mixing, times), IMAGE)
 
 
 @pytest.mark.parametrize("model", [Model(), chaotic()])
