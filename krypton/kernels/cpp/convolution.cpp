@@ -308,7 +308,8 @@ void convolve_block(const Convolution &c, const Ending &e, const Pixel *pixels, 
       g.places = c.zeros ? places_of(c.format, a + g.first * STRIDE, g.rows, words, room.places[g.first]) : Places{nullptr, words};
     const bool more = begin + words < depth;
     const i64 next = more ? begin + words : 0, next_words = more ? std::min(block, depth - next) : block;
-    Ahead ahead(c, more ? pixels : later, !c.pointwise() || !c.heavy ? 0 : more ? count : later_count, next * per_word, next_words * per_word);
+    const i64 fetched = c.pointwise() && c.heavy ? more ? count : later_count : 0;
+    Ahead ahead(c, more ? pixels : later, fetched, next * per_word, next_words * per_word);
     const i64 steps = panels * static_cast<i64>(groups.size());
     i64 step = 0;
     for (i64 column = left; column < right; column += WIDE) {
