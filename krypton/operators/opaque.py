@@ -47,14 +47,15 @@ FEW = 8  # slices that are added one to the other
 
 
 def _norm(x: Tensor, order: float = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
-    if order != 2 or kwargs.get("dtype") is not None:
+    if order != 2 or not x.is_floating_point() or kwargs.get("dtype") is not None:
         same: Tensor = torch.linalg.vector_norm(x, order, dim, keepdim, **kwargs)
         return same
     return x.square().sum(dim, keepdim).sqrt()
 
 
 def _sum(x: Tensor, dim: Any, keepdim: bool = False, **kwargs: Any) -> Tensor:
-    if keepdim or len(dim or ()) != 1 or x.shape[dim[0]] > FEW or kwargs.get("dtype") is not None:
+    few = len(dim or ()) == 1 and 0 < x.shape[dim[0]] <= FEW
+    if keepdim or not few or not x.is_floating_point() or kwargs.get("dtype") is not None:
         return torch.sum(x, dim, keepdim, **kwargs)
     return functools.reduce(torch.add, x.unbind(dim[0]))
 

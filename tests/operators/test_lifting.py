@@ -180,7 +180,7 @@ def test_faster_calls_give_what_pytorch_gives(target: str, layout: torch.memory_
         ],
         "aten.sum.dim_IntList": [
             ((pieces, [1]), {}), ((pieces, [-4]), {}), ((x, [2]), {}), ((x, [2, 3], True), {}), ((x, [1], True), {}),
-            ((x, [1]), {"dtype": torch.float64}), ((x, None), {}),
+            ((x, [1]), {"dtype": torch.float64}), ((x, None), {}), ((x[:0], [0]), {}), ((x > 0, [1]), {}), ((x.int(), [1]), {}),
         ],
     }  # fmt: skip
     for args, kwargs in arguments[target]:
