@@ -41,10 +41,15 @@ MODES = {
     "exact": "",
     "tolerance": "WITH (tolerance => 0.05)",
     "naive": "MODE NAIVE",
+    "drilldown": "MODE APPROXIMATE",
+    "keep": "MODE APPROXIMATE WITH (keep => 0.999)",
 }
 """Clause by name; a new mode is a new row."""
 
-POSITIONS = {"exact": (150, 1200), "tolerance": (150, 1200), "naive": (30, 100)}
+LEARNT_MODES = ("exact", "tolerance", "naive")
+"""Those that sessions learn from; what approximate queries take they must tell from that."""
+
+POSITIONS = {"exact": (150, 1200), "tolerance": (150, 1200), "naive": (30, 100), "drilldown": (400, 1600), "keep": (150, 1200)}
 """Fewest and most, so that a query takes a few seconds."""
 
 WANTED = {"median": 0.10, "90th percentile": 0.25}
@@ -173,7 +178,7 @@ def run(models: Sequence[str], learnt: int, judged: int, seed: int, calibrate: b
         questions += [(asked, session.query(asked).estimate()) for asked in mine]
         say(f"{text}: {judged} queries estimated, knowing {place} models")
         for i in range(learnt):
-            session.query(draw(case.name, case.size, modes[i % len(modes)], LEARNT, generator)).run()
+            session.query(draw(case.name, case.size, LEARNT_MODES[i % len(LEARNT_MODES)], LEARNT, generator)).run()
         say(f"{text}: {learnt} queries learnt from")
     prepared = []
     for asked, before in questions:
@@ -250,7 +255,7 @@ def main() -> None:
         "--models", nargs="*", default=list(MODELS), help="cases as model@size, in the order in which they come"
     )
     parser.add_argument("--learnt", type=int, default=9, help="queries of each model that are learnt from")
-    parser.add_argument("--judged", type=int, default=12, help="queries of each model that are judged")
+    parser.add_argument("--judged", type=int, default=15, help="queries of each model that are judged")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--default-profile", action="store_true", help="without CALIBRATE")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/estimate.json"))

@@ -141,22 +141,22 @@ def tables(rows: list[dict[str, Any]]) -> list[Plain]:
 
 def _figure_4(row: dict[str, Any]) -> list[str]:
     published, ours = _published(row, "theory"), (row["theory_worst_case"], row["theory_tight"])
-    return [NAMES[row["model"]], str(row["patch"]), _times(published, 1), *map(_times, ours)]
+    return [NAMES[row["model"]], str(row["patch"]), factor(published, 1), *map(factor, ours)]
 
 
 def _figure_11(row: dict[str, Any]) -> list[str]:
-    published = f"{PUBLISHED[row['model']]['naive_minutes']} min", _times(_published(row, "measured"), 1)
+    published = f"{PUBLISHED[row['model']]['naive_minutes']} min", factor(_published(row, "measured"), 1)
     minutes = [f"{row['minutes_per_map'][name]:.2f} min" for name in ("naive", "channels_last", "exact")]
     return [NAMES[row["model"]], "×".join(map(str, row["grid"])), *published, *minutes, *_speedups(row)]
 
 
 def _figure_12(row: dict[str, Any]) -> list[str]:
-    published = _times(_published(row, "theory"), 1), _times(_published(row, "measured"), 1)
-    return [NAMES[row["model"]], str(row["patch"]), *published, _times(row["theory_tight"]), *_speedups(row)]
+    published = factor(_published(row, "theory"), 1), factor(_published(row, "measured"), 1)
+    return [NAMES[row["model"]], str(row["patch"]), *published, factor(row["theory_tight"]), *_speedups(row)]
 
 
 def _speedups(row: dict[str, Any]) -> list[str]:
-    return [_times(row["speedup"][name]) for name in ("naive", "channels_last")]
+    return [factor(row["speedup"][name]) for name in ("naive", "channels_last")]
 
 
 def _published(row: dict[str, Any], what: str) -> float | None:
@@ -164,7 +164,7 @@ def _published(row: dict[str, Any], what: str) -> float | None:
     return found
 
 
-def _times(value: float | None, digits: int = 2) -> str:
+def factor(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}×"
 
 

@@ -3,8 +3,8 @@
 The sets are the synthetic retina scans and radiographs of examples/, and, as natural images, a piece of one of the photos that
 come with scikit-image and scikit-learn somewhere on a texture, classified by the photo. The last layer is retrained
 (examples/finetune.py), for want of pretrained weights after a trunk was trained on small crops of scans, radiographs and
-photos, one trunk for each model, where a random one is not enough. Pictures and models are kept in the cache folder, and made
-where they are missing: `python -m benchmarks.settings` makes them all.
+photos, one trunk for each model, where a random one is not enough; and if need be the top of the trunk with it. Pictures and
+models are kept in the cache folder, and made where they are missing: `python -m benchmarks.settings` makes them all.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ HIDDEN = 4  # of so many pictures with a finding, one has it hidden, and counts 
 TRAINING, HELD_OUT, TESTING = 0, 500_000, 700_000  # first seeds
 CROP = 96 / 224  # of the height and width, what trunks are trained on
 INSET, EDGE = 0.4, 6  # of the height and width, a photo on a texture; pixels that its edge is blurred over
+TOPS = {"resnet18": ["layer4"], "vgg16": ["classifier"], "inception_v3": ["Mixed_7b", "Mixed_7c"]}
+TOP_EPOCHS = 8
+"""Trained on whole pictures where the last layer alone is not enough."""
 EPOCHS = {"resnet18": 8, "vgg16": 12, "inception_v3": 14}
 
 Pixels = NDArray[np.uint8]
@@ -54,6 +57,7 @@ class Set:
 
     training: int = 120
     held_out: int = 40
+    crops: int = 120  # of each class, for trunks
     whole: Callable[[str, int, int], tuple[Pixels, tuple[int, int, int, int] | None]] | None = None
     """What crops for trunks are cut from, if not from the pictures themselves."""
     random: bool = True
@@ -119,7 +123,9 @@ SETS = {
     for found in (
         Set("retina", "OCT", (0.1, 5), lambda: example("retina/phantoms").KINDS, _phantom("retina")),
         Set("xray", "X-ray", (0.4, 2), lambda: example("xray/phantoms").KINDS, _phantom("xray")),
-        Set("natural", "ImageNet", (0.25, 3), lambda: tuple(sorted(photos())), _inset, 40, 20, _crop_of_photo, random=False),
+        Set(
+            "natural", "ImageNet", (0.25, 3), lambda: tuple(sorted(photos())), _inset, 80, 40, 40, _crop_of_photo, random=False
+        ),
     )
 }
 
@@ -190,6 +196,9 @@ def _retrain(setting: Setting, path: Path) -> None:
     found = finetune.retrain(setting.model, training, held_out) if of.random else None
     if found is None or found.accuracy < ENOUGH:
         found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model))
+    if found.accuracy < ENOUGH:
+        top, epochs = TOPS[setting.model], TOP_EPOCHS
+        found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model), trunk=top, epochs=epochs)
     finetune.save(found, setting.model, path, size)
 
 
@@ -231,7 +240,7 @@ def _crops(size: int, side: int, first: int, share: float) -> Any:
     def write(root: Path) -> None:
         for of in SETS.values():
             for kind in of.classes():
-                for number in range(round(share * of.training)):
+                for number in range(round(share * of.crops)):
                     _cut_crops(root, of, kind, first + number, size, side)
 
     return _read(folder() / f"crops-{size}-{side}-{first}", write, side)

@@ -8,20 +8,23 @@ from collections.abc import Iterable
 
 from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import Grid, OcclusionTile
+from krypton.ir.plan import Approximation
 from krypton.kernels import find
 from krypton.operators.base import operator_of
 from krypton.planner.capture import CapturedModel
 from krypton.planner.fields import Fields
 from krypton.planner.optimizer import plan_query
+from krypton.planner.projection import windowed
 from krypton.settings import Settings
 
 NOT_THE_GRAPH = ("full_when_cheaper", "position_tiles", "choose_batch", "choose_kernel")
 """Rules that choose how to run a graph; the bound is that of the graph itself."""
 
 
-def incremental_graph(captured: CapturedModel, grid: Grid) -> Graph:
-    """The graph with increments as far as they can go."""
-    plan = plan_query(captured, grid, settings=Settings({"disabled_rules": NOT_THE_GRAPH}))
+def incremental_graph(captured: CapturedModel, grid: Grid, tau: float = 1.0) -> Graph:
+    """The graph with increments as far as they can go, their fields cut to the part tau of the maps."""
+    settings = Settings({"disabled_rules": NOT_THE_GRAPH})
+    plan = plan_query(captured, grid, mode="approximate", approximation=Approximation(tau), settings=settings)
     assert plan.tensor is not None
     return plan.tensor.graph
 
@@ -53,8 +56,9 @@ def tight(graph: Graph, grid: Grid) -> float:
     return total
 
 
-def worst_case(graph: Graph, patch: tuple[int, int]) -> int:
-    """Multiply-adds per position with fields as large as any position's may be, ceil((w + K − 1) / S) (Krypton paper, 3.2)."""
+def worst_case(graph: Graph, patch: tuple[int, int], tau: float = 1.0) -> int:
+    """Multiply-adds per position with fields as large as any position's may be, ceil((w + K − 1) / S) (Krypton paper, 3.2), and
+    those of windowed operators cut to the part tau of the maps."""
     sizes: dict[int, tuple[int, ...]] = {graph.image.id: patch}
     total = 0
     for node in graph.nodes[1:]:
@@ -62,7 +66,9 @@ def worst_case(graph: Graph, patch: tuple[int, int]) -> int:
         if node.mode != "delta" or not sources:
             total += whole(node)
             continue
-        sizes[node.id] = tuple(_widest(node, axis, [size[axis] for size in sources]) for axis in (0, 1))
+        widest = [_widest(node, axis, [size[axis] for size in sources]) for axis in (0, 1)]
+        most = [max(1, round(tau * node.shape[1 + axis])) if windowed(node) else node.shape[1 + axis] for axis in (0, 1)]
+        sizes[node.id] = tuple(map(min, widest, most))
         total += operator_of(node).multiply_adds(node, *sizes[node.id])
     return total
 

@@ -114,7 +114,8 @@ class Answer:
 
     def _info(self) -> dict[str, Any]:
         query, reused = self._query, self.execution.reused
-        approximation, tolerance = self._plan.approximation, query.settings["tolerance"]
+        approximation = self._plan.approximation
+        tolerance = 0.0 if self._plan.tensor is None else self._plan.tensor.tolerance
         names = [] if approximation is None else approximation.names()
         if names and tolerance:
             names.append(f"tolerance {tolerance:g}")

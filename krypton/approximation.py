@@ -61,9 +61,9 @@ def check_goal(given: Mapping[str, Any]) -> float:
     return number_option("ssim", given["ssim"], 0, 1, above=True)
 
 
-def tunable(options: Mapping[str, Any]) -> bool:
-    """Whether the options of a query in mode approximate leave it to a tuning what is left out."""
-    return not {name.lower() for name in options} & {*MEANS}
+def tunable(options: Mapping[str, Any], within: float | None) -> bool:
+    """Whether the options of a query in mode approximate leave it to a tuning, or to its deadline, what is left out."""
+    return not {name.lower() for name in options} & {*MEANS, *([] if within is None else ["tolerance"])}
 
 
 def whole_option(name: str, value: object, least: int) -> int:

@@ -54,7 +54,8 @@ class BoundQuery:
 
     `images` are loaded, or paths of existing files that are loaded when their turn comes. `several`: the answer is a list
     of maps, whatever its length. `settings` are those of the session when the query was made, WITH included.
-    `approximation`: what MODE APPROXIMATE may leave out, None in other modes; `tunable`: a tuning of the model may say better.
+    `approximation`: what MODE APPROXIMATE may leave out, None in other modes; `tunable`: what is left out is not
+    written, so that a tuning of the model or a deadline may choose it.
     """
 
     model: Model
@@ -166,7 +167,7 @@ def build_query(
         own,
         seed,
         approximation,
-        approximation is not None and approximation.within is None and tunable(written),
+        approximation is not None and tunable(written, clauses.within),
         clauses.into,
         rows or isinstance(target, (ClassTop, ClassAll)),
         statement,

@@ -28,7 +28,7 @@ def settle(bound: BoundQuery, prepared: Prepared, key: str, tunings: Tunings) ->
     asked = bound.approximation
     if asked is not None and asked.ssim == 1:
         return replace(asked, ssim=None), ["ssim => 1 asks for the exact map"]
-    if asked is None or not bound.tunable:
+    if asked is None or asked.within is not None or not bound.tunable:
         return asked, []
     said, because = _tuned(bound, prepared, key, tunings)
     if said is None:

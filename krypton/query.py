@@ -20,17 +20,18 @@ from krypton.answers import Answer, note_of_reuse, snapshots
 from krypton.bound import BoundQuery, Prepared
 from krypton.destinations import Destination, Tables
 from krypton.errors import BindError, CaptureError, KryptonError, unknown
-from krypton.estimates import Estimate, architecture, estimate
+from krypton.estimates import Estimate, architecture, duration, estimate
 from krypton.executor import Clock, execute, make_ready
 from krypton.goals import promise, settle
 from krypton.graphs import Captured, GraphCache
-from krypton.ir.occlusions import Occlusions
-from krypton.ir.plan import QueryPlan
+from krypton.ir.occlusions import Grid, Occlusions
+from krypton.ir.plan import Approximation, QueryPlan
 from krypton.ir.weights import Reference
 from krypton.kernels import native
 from krypton.known import KnownResults, ResultStore
 from krypton.planner.correction import Finished
 from krypton.planner.cost import BYTES
+from krypton.planner.deadline import Cheaper, cheaper
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
@@ -41,6 +42,7 @@ from krypton.planner.trials import device_of
 from krypton.profiles import Profiles
 from krypton.progress import Report, reporting
 from krypton.results import Heatmap
+from krypton.settings import Settings
 from krypton.tunings import Tunings
 
 _STILL_COMPILING = "without Krypton's own kernels, which compile once: this query is done before they would be"
@@ -288,28 +290,53 @@ class Query:
         return captured, plan
 
     def _new_plan(self, captured: Captured, prepared: Prepared) -> QueryPlan:
-        bound, occlusions = self.bound, prepared.occlusions
+        bound = self.bound
         approximation, sources = settle(bound, prepared, captured.key, self._tunings)
-        plan = plan_query(
+        plan = self._optimised(captured, prepared, approximation, bound.settings)
+        found = self._in_time(captured, plan)
+        if found is not None and approximation is not None:
+            choice, note = found
+            settings = Settings({**dict(bound.settings.items()), "tolerance": choice.tolerance})
+            plan = self._optimised(captured, prepared, replace(approximation, keep=choice.keep), settings)
+            sources = [*sources, note]
+        if captured.model is None:
+            plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
+        notes = (_ALONE,) if captured.alone else ()
+        return replace(plan, notes=(*bound.model.notes, *sources, *plan.notes, *notes))
+
+    def _optimised(
+        self, captured: Captured, prepared: Prepared, approximation: Approximation | None, settings: Settings
+    ) -> QueryPlan:
+        bound, occlusions = self.bound, prepared.occlusions
+        return plan_query(
             captured.model,
             occlusions,
             mode=bound.mode,
             approximation=approximation,
             device=bound.device,
             model=bound.model.name,
-            settings=bound.settings,
+            settings=settings,
             reason=captured.reason,
             profile=self._profiles.of(bound.device),
-            sensitivities=self._sensitivities(captured, occlusions),
+            sensitivities=self._sensitivities(captured, occlusions) if settings["tolerance"] else {},
         )
-        if captured.model is None:
-            plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
-        notes = (_ALONE,) if captured.alone else ()
-        return replace(plan, notes=(*bound.model.notes, *sources, *plan.notes, *notes))
+
+    def _in_time(self, captured: Captured, plan: QueryPlan) -> tuple[Cheaper, str] | None:
+        """What a deadline makes the query leave out besides positions, where that is not written, and a note on it."""
+        bound, deadline = self.bound, self._allowed() / len(self.bound.images)
+        written = not bound.tunable or bound.settings["tolerance"] or (plan.approximation and plan.approximation.ssim)
+        if not deadline or written or plan.tensor is None or not isinstance(plan.occlusions, Grid):
+            return None
+        total = self._predicted(captured, plan, prepared=True)
+        seconds = estimate(total, bound.model, plan.device, self._profiles, bound.settings["threads"]).seconds
+        choice = cheaper(deadline, seconds)
+        if choice is None:
+            return None
+        return choice, f"{choice}: all positions would take about {duration(seconds)}, and there are {duration(deadline)}"
 
     def _sensitivities(self, captured: Captured, occlusions: Occlusions) -> Mapping[Reference, float]:
-        """What earlier queries measured of the model's layers, where a tolerance makes use of it."""
-        if captured.model is None or not self.bound.settings["tolerance"]:
+        """What earlier queries measured of the model's layers."""
+        if captured.model is None:
             return {}
         return self._profiles.sensitivities.of(captured.model.graph, occlusions, self.bound.device)
 

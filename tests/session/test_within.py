@@ -17,9 +17,12 @@ from torch import Tensor, nn
 import krypton
 from krypton import BindError, ExecutionError, Heatmap, explain_occlusion
 from krypton.cli.render import summary
+from krypton.estimates import Estimate
 from krypton.executor.pacing import Clock
 from krypton.ir.plan import Stage
 from krypton.ir.serde import plan_from_json, plan_to_json
+from krypton.planner.deadline import KEEP, TOLERANCE
+from krypton.planner.prediction import Prediction
 from krypton.results import compare
 
 FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1 SCORE LOGIT"
@@ -161,6 +164,41 @@ def steep() -> Iterator[krypton.Connection]:
 
 
 GOAL = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries are thought to take 100 s."""
+
+    def estimate(prediction: Prediction, *_: Any) -> Estimate:
+        return Estimate(prediction.positions, 100.0, 90.0, 110.0, 0, "nothing")
+
+    monkeypatch.setattr("krypton.query.estimate", estimate)
+
+
+def test_where_time_suffices_for_half_of_the_positions_they_become_cheaper(
+    slow: None, con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    query = con.sql(f"{FINE} WITHIN 50 SECONDS", params={"img": pixels})
+    plan = query.plan()
+    assert plan.approximation is not None
+    assert plan.approximation.keep == KEEP
+    assert any("all positions would take about 100.0 s" in note for note in plan.notes)
+    assert f"keep {KEEP:g} and tolerance {TOLERANCE:g}" in query.explain()
+    heatmap = query.run()
+    assert torch.allclose(heatmap.logits, exact.logits, atol=1e-5)  # there was time after all
+    assert heatmap.exact.all()
+
+
+@pytest.mark.parametrize("options", ["keep => 1", "tau => 0.9", "freeze => TRUE", "tolerance => 0", "ssim => 0.9"])
+def test_what_is_written_is_not_chosen_otherwise(
+    options: str, slow: None, con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    plan = con.sql(f"{FINE} WITHIN 50 SECONDS WITH ({options})", params={"img": pixels}).plan()
+    assert plan.approximation is not None
+    assert plan.approximation.keep in (None, 1.0)
+    assert plan.tensor is not None
+    assert not plan.tensor.tolerance
 
 
 def test_a_goal_for_the_quality_ends_it_earlier(steep: krypton.Connection) -> None:
