@@ -85,7 +85,7 @@ def _widest(node: Node, axis: int, sources: list[int]) -> int:
 
 def _sizes(fields: Fields, node: Node, tile: OcclusionTile) -> list[tuple[int, int]]:
     """What is computed for each of a tile's occlusions."""
-    if node.op == "conv" and node.kernel and find("conv", node.kernel.split("+")[0]).fused:
+    if node.op == "conv" and node.kernel and find("conv", node.own_kernel).fused:
         rows, columns = ([fields.changed(axis, i)[node.id].size for i in tile.own[axis]] for axis in (0, 1))  # type: ignore[arg-type]
         return list(zip(rows, columns, strict=True))
     box = fields.box(node, tile.rows, tile.columns)

@@ -93,7 +93,7 @@ def measure(case: Case, tiles: int) -> dict[str, Any]:
     def preparing(program: Program, *arguments: Any, **options: Any) -> Any:
         for number, runner in program.kernels.items():
             node = program.nodes[number]
-            if node.op == "conv" and node.mode == "delta" and node.kernel.split("+")[0] == "direct":
+            if node.op == "conv" and node.mode == "delta" and node.own_kernel == "direct":
                 program.kernels[number] = counts.watching(node, runner)
         return prepare(program, *arguments, **options)
 

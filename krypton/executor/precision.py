@@ -140,7 +140,7 @@ def _scaled(sensitivity: Mapping[int, float], factor: float) -> dict[int, float]
 def _picked(plan: TensorPlan, options: Mapping[int, list[Choice]]) -> dict[int, Choice]:
     """What a plan chose of the options."""
     nodes = plan.graph.index()
-    kernels = {node: nodes[node].kernel.split("+")[0] for node in options}
+    kernels = {node: nodes[node].own_kernel for node in options}
     return {node: next((c for c in found if c.kernel == kernels[node]), found[0]) for node, found in options.items()}
 
 

@@ -271,6 +271,6 @@ def _steps(plan: TensorPlan, trunk: Sequence[Node], *, chained: bool) -> list[tu
     """The nodes of the trunk one by one; those of a chain together, at the place of its last."""
     nodes = plan.graph.index()
     chains = [tuple(nodes[node] for node in chain) for chain in plan.chains if nodes[chain[0]].mode == "delta"]
-    chains = [chain for chain in chains if chained and all(find("conv", n.kernel.split("+")[0]).chained for n in chain)]
+    chains = [chain for chain in chains if chained and all(find("conv", n.own_kernel).chained for n in chain)]
     inner, last = {node.id for chain in chains for node in chain[:-1]}, {chain[-1].id: chain for chain in chains}
     return [last.get(node.id, (node,)) for node in trunk if node.id not in inner]

@@ -79,6 +79,11 @@ class Node:
     def function(self) -> Function | None:
         return self.epilogue.function if self.epilogue else None
 
+    @property
+    def own_kernel(self) -> str:
+        """The kernel of the operator itself: `kernel` may be two, "direct+native", the second that of the epilogue."""
+        return self.kernel.split("+")[0]
+
     def references(self) -> list[Reference]:
         """All weights this node needs."""
         found = list(self.weights.values())

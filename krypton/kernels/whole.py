@@ -36,7 +36,7 @@ def whole_kernel(node: Node) -> Kernel | None:
     """The kernel that a plan names for a node in mode full, if it can run one there."""
     if node.mode != "full" or not node.spatial or node.kernel in ("", DEFERRED):
         return None
-    name = node.kernel.split("+")[0]
+    name = node.own_kernel
     return next((k for k in KERNELS if (k.operator, k.name) == (node.op, name) and k.fused), None)
 
 

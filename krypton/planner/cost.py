@@ -104,7 +104,7 @@ def _candidates(node: Node, device: torch.device, exact: bool) -> list[Kernel]:
     if node.op != "conv":
         return []
     if node.kernel:
-        return [find("conv", node.kernel.split("+")[0])]
+        return [find("conv", node.own_kernel)]
     return able_whole(node, device) if node.mode == "full" else able("conv", node, device, exact=exact)
 
 

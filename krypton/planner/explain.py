@@ -169,8 +169,8 @@ def _field(row: Row) -> str:
 
 def _runner_up(row: Row) -> str:
     """The kernel that would have run, and how much longer it is predicted to take."""
-    others = [(name, ms) for name, ms in row.alternatives if name != row.node.kernel.split("+")[0]]
-    own = dict(row.alternatives).get(row.node.kernel.split("+")[0])
+    others = [(name, ms) for name, ms in row.alternatives if name != row.node.own_kernel]
+    own = dict(row.alternatives).get(row.node.own_kernel)
     if not others:
         return "-"
     name, milliseconds = others[0]

@@ -118,5 +118,5 @@ def _main_reader(consumers: list[Node]) -> Node | None:
 
 def _extends(node: Node) -> bool:
     """Reads the node's kernel a delta on any window, zeros outside of it being understood?"""
-    name = node.kernel.split("+")[0]
+    name = node.own_kernel
     return bool(name) and find(node.op, name).fused

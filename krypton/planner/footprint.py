@@ -45,7 +45,7 @@ def prepared_bytes(graph: Graph) -> int:
     """Weights as kernels have them, besides the model's own; those derived from others are kept, too."""
     total = 0
     for node in graph:
-        name, count = node.kernel.split("+")[0], operator_of(node).multiply_adds
+        name, count = node.own_kernel, operator_of(node).multiply_adds
         if node.op == "conv" and name:
             total += (find("conv", name).work or count)(node, 1, 1)
         if any("(" in reference for reference in node.weights.values()):

@@ -23,7 +23,7 @@ def observed(plan: QueryPlan, milliseconds: Mapping[int, float]) -> list[KernelR
     graph, fields = plan.tensor.graph, Fields(plan.tensor.graph)
     found: dict[tuple[str, Shape], list[float]] = {}
     for node in graph:
-        name = node.kernel.split("+")[0]
+        name = node.own_kernel
         if node.op != "conv" or node.mode != "delta" or not name or not find("conv", name).fused:
             continue  # where an ending is a pass of its own, that would be counted, too
         count = find("conv", name).work or operator_of(node).multiply_adds

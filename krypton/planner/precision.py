@@ -140,4 +140,4 @@ def without_approximations(tensor: TensorPlan) -> TensorPlan:
 
 def in_low_precision(graph: Graph) -> list[Node]:
     """The convolutions whose kernel is not exact."""
-    return [n for n in graph if n.op == "conv" and n.kernel and find("conv", n.kernel.split("+")[0]).error > 0]
+    return [n for n in graph if n.op == "conv" and n.kernel and find("conv", n.own_kernel).error > 0]

@@ -78,10 +78,11 @@ def test_a_winograd_kernel_makes_the_multiplications_of_whole_tiles() -> None:
     assert work(conv(kernel=[1, 7], padding=[0, 0, 3, 3]), 3, 4) == 3 * 10 * 64 * 64
 
 
-def test_kernels_asked_for_by_name_are_taken_where_they_can_be() -> None:
-    plan = plan_query(captured_model("residual"), GRID, settings=settings_of(DELTAS | {"kernels": "onednn"}))
+@pytest.mark.parametrize("net", ["residual", "dense", "gated", "mobile"])
+def test_kernels_asked_for_by_name_are_taken_where_they_can_be(net: str) -> None:
+    plan = plan_query(captured_model(net), GRID, settings=settings_of(DELTAS | {"kernels": "onednn"}))
     assert plan.tensor is not None
-    names = {node.kernel.split("+")[0] for node in plan.tensor.graph if node.op == "conv" and node.mode == "delta"}
+    names = {node.own_kernel for node in plan.tensor.graph if node.op == "conv" and node.mode == "delta"}
     assert "onednn" in names
     assert names <= {"onednn", "direct", "depthwise", "reference"}
     with pytest.raises(PlanError, match="winograd_4"):

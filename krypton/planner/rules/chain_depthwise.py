@@ -43,7 +43,7 @@ def _chains(graph: Graph) -> Iterator[tuple[int, ...]]:
 
 def _chained(node: Node) -> bool:
     able = node.op == "conv" and node.mode in ("delta", "full") and bool(node.kernel)
-    return able and find("conv", node.kernel.split("+")[0]).chained
+    return able and find("conv", node.own_kernel).chained
 
 
 def _depthwise(node: Node) -> bool:

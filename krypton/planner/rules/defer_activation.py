@@ -17,7 +17,7 @@ from krypton.planner.rules.base import Context, map_nodes, tensor_plan
 
 def defer_activation(plan: QueryPlan, context: Context) -> QueryPlan:
     """Defer what can be."""
-    able = deferrable(tensor_plan(plan).graph, lambda node: node.kernel.split("+"))
+    able = deferrable(tensor_plan(plan).graph, lambda node: [node.own_kernel])
     return map_nodes(plan, lambda node: replace(node, kernel=DEFERRED) if node.id in able else node)
 
 

@@ -20,7 +20,7 @@ from krypton.planner.rules.defer_activation import reads_first
 def defer_gate(plan: QueryPlan, context: Context) -> QueryPlan:
     """Defer what can be."""
     graph = tensor_plan(plan).graph
-    able = deferrable(graph) | deferrable_deltas(graph, lambda node: node.kernel.split("+"))
+    able = deferrable(graph) | deferrable_deltas(graph, lambda node: [node.own_kernel])
     return map_nodes(plan, lambda node: replace(node, kernel=DEFERRED) if node.id in able else node)
 
 
