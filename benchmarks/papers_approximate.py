@@ -113,7 +113,7 @@ def theory_of(share: float) -> float:
 
 
 def speedup(grid: Grid, share: float) -> float:
-    """What has to be asked for to get S1: what is reached with it, counted on the grid, less what the planner allows for."""
+    """What has to be asked for to get S1: a little more than is reached with it on the grid, which the planner lets pass."""
     coarse = math.prod(len(evenly(length, COARSE // STRIDE)) for length in grid.shape)
     return grid.count / (coarse + share * (grid.count - coarse)) * (1 + 0.8 * (1 - SLACK))
 

@@ -180,7 +180,7 @@ def folder() -> Path:
 
 def ready(setting: Setting) -> Ready:
     """The setting's retrained model, made if it is not there yet (minutes)."""
-    path = folder() / f"{setting.model}-{setting.set}.safetensors"
+    path = folder() / f"{setting.model}-{setting.set}-{SETS[setting.set].training}.safetensors"
     if not path.exists():
         _retrain(setting, path)
     with safe_open(path, "pt") as file:
@@ -191,14 +191,15 @@ def ready(setting: Setting) -> Ready:
 def _retrain(setting: Setting, path: Path) -> None:
     finetune = example("finetune")
     of, size = SETS[setting.set], setting.size
-    training = _pictures(f"{setting.set}-{size}", size, of, TRAINING, of.training)
-    held_out = _pictures(f"{setting.set}-{size}-held-out", size, of, HELD_OUT, of.held_out)
+    training = _pictures(f"{setting.set}-{size}-{of.training}", size, of, TRAINING, of.training)
+    held_out = _pictures(f"{setting.set}-{size}-held-out-{of.held_out}", size, of, HELD_OUT, of.held_out)
     found = finetune.retrain(setting.model, training, held_out) if of.random else None
     if found is None or found.accuracy < ENOUGH:
         found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model))
     if found.accuracy < ENOUGH:
         top, epochs = TOPS[setting.model], TOP_EPOCHS
-        found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model), trunk=top, epochs=epochs)
+        other = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model), trunk=top, epochs=epochs)
+        found = max(found, other, key=lambda tried: float(tried.accuracy))
     finetune.save(found, setting.model, path, size)
 
 

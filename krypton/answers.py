@@ -117,7 +117,7 @@ class Answer:
         approximation = self._plan.approximation
         tolerance = 0.0 if self._plan.tensor is None else self._plan.tensor.tolerance
         names = [] if approximation is None else approximation.names()
-        if names and tolerance:
+        if approximation is not None and tolerance:
             names.append(f"tolerance {tolerance:g}")
         refining = approximation is not None and (approximation.drilldown is not None or approximation.within is not None)
         refined = {"refined_for": self._label} if refining and not self._exact.all() else {}

@@ -173,7 +173,8 @@ def build_query(
         statement,
     )
     prepared = query.prepare(0)
-    if approximation is not None:
+    by_default = query.tunable and isinstance(prepared.occlusions, Grid)  # as far as the grid allows it
+    if approximation is not None and not by_default:
         with clause("WITH" if written else "MODE"):
             plan_stages(prepared.occlusions, approximation, exact=True)
     return query

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from krypton.bound import BoundQuery, Prepared
 from krypton.executor.goals import Promise
-from krypton.ir.occlusions import Grid
+from krypton.ir.occlusions import Grid, Occlusions
 from krypton.ir.plan import Approximation
+from krypton.planner.stages import reaches
 from krypton.results import Heatmap, HeldOut
 from krypton.results.quality import measured
 from krypton.sql import ast
@@ -33,13 +34,25 @@ def settle(bound: BoundQuery, prepared: Prepared, key: str, tunings: Tunings) ->
     said, because = _tuned(bound, prepared, key, tunings)
     if said is None:
         if asked.ssim is None:
-            return asked, [f"the defaults of MODE APPROXIMATE are used: {because}"] if because else []
+            notes = [f"the defaults of MODE APPROXIMATE are used: {because}"] if because else []
+            return _as_far_as_it_goes(asked, prepared.occlusions, notes)
         how = f"SSIM {asked.ssim:g} is to be reached by measuring on the image itself"
         return asked, [f"{how}: {because or _advice(bound, asked.ssim)}"]
     goal = said.target if asked.ssim is None else asked.ssim
     setting = said.for_ssim(goal).setting
     note = f"{described(setting)}, for SSIM {goal:g}, by tuning of {said.created:%Y-%m-%d}, {len(said.images)} images"
     return replace(setting, quality_share=asked.quality_share, seed=asked.seed), [note]
+
+
+def _as_far_as_it_goes(asked: Approximation, grid: Occlusions, notes: list[str]) -> tuple[Approximation, list[str]]:
+    """What a query leaves out by default, which is nothing on grids that are too small for a drill-down."""
+    share, speedup = asked.drilldown, asked.speedup
+    if share is None or speedup is None or not isinstance(grid, Grid) or reaches(grid, share, speedup):
+        return asked, notes
+    small = "all positions are computed: a grid of {}×{} is too small for the drill-down of MODE APPROXIMATE".format(
+        *grid.shape
+    )
+    return replace(asked, drilldown=None, speedup=None), [small]
 
 
 def promise(bound: BoundQuery, prepared: Prepared) -> Callable[[Tensor], Promise]:

@@ -31,11 +31,12 @@ from krypton.kernels import native
 from krypton.known import KnownResults, ResultStore
 from krypton.planner.correction import Finished
 from krypton.planner.cost import BYTES
-from krypton.planner.deadline import Cheaper, cheaper
+from krypton.planner.deadline import MOST_MEASURING, cheaper
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.observation import observed
 from krypton.planner.optimizer import plan_query
 from krypton.planner.patience import worth_waiting
+from krypton.planner.precision import without_approximations
 from krypton.planner.prediction import Prediction, predict, predict_naive
 from krypton.planner.profile import DeviceProfile
 from krypton.planner.trials import device_of
@@ -142,6 +143,9 @@ class Query:
         captured, plan = self._plan_for(prepared)
         images, model = len(self.bound.images), self.bound.model
         total = self._predicted(captured, plan, _is_prepared(captured))
+        if self._allowed() and plan.tensor is not None and (exact := without_approximations(plan.tensor)) != plan.tensor:
+            again = self._predicted(captured, replace(plan, tensor=exact), prepared=True)  # time that is left makes it exact
+            total = replace(total + again, positions=total.positions)
         results = self._results(captured, prepared)
         if results is not None and not plan.stages:
             total = total.without(results.count())
@@ -293,12 +297,7 @@ class Query:
         bound = self.bound
         approximation, sources = settle(bound, prepared, captured.key, self._tunings)
         plan = self._optimised(captured, prepared, approximation, bound.settings)
-        found = self._in_time(captured, plan)
-        if found is not None and approximation is not None:
-            choice, note = found
-            settings = Settings({**dict(bound.settings.items()), "tolerance": choice.tolerance})
-            plan = self._optimised(captured, prepared, replace(approximation, keep=choice.keep), settings)
-            sources = [*sources, note]
+        plan = self._in_time(captured, prepared, plan) or plan
         if captured.model is None:
             plan = replace(plan, input_shape=bound.model.preprocessing.shape, batch=1 if captured.alone else plan.batch)
         notes = (_ALONE,) if captured.alone else ()
@@ -321,18 +320,26 @@ class Query:
             sensitivities=self._sensitivities(captured, occlusions) if settings["tolerance"] else {},
         )
 
-    def _in_time(self, captured: Captured, plan: QueryPlan) -> tuple[Cheaper, str] | None:
-        """What a deadline makes the query leave out besides positions, where that is not written, and a note on it."""
-        bound, deadline = self.bound, self._allowed() / len(self.bound.images)
-        written = not bound.tunable or bound.settings["tolerance"] or (plan.approximation and plan.approximation.ssim)
-        if not deadline or written or plan.tensor is None or not isinstance(plan.occlusions, Grid):
+    def _in_time(self, captured: Captured, prepared: Prepared, plan: QueryPlan) -> QueryPlan | None:
+        """The plan that a deadline makes of one, leaving out more than positions, where that is not written and of use."""
+        bound, asked, deadline = self.bound, plan.approximation, self._allowed() / len(self.bound.images)
+        written = not bound.tunable or bound.settings["tolerance"] or bound.approximation is None or bound.approximation.ssim
+        if asked is None or not deadline or written or plan.tensor is None or not isinstance(plan.occlusions, Grid):
             return None
-        total = self._predicted(captured, plan, prepared=True)
-        seconds = estimate(total, bound.model, plan.device, self._profiles, bound.settings["threads"]).seconds
+        total, results = self._predicted(captured, plan, prepared=True), self._results(captured, prepared)
+        left = total if results is None else total.without(results.count())
+        seconds = estimate(left, bound.model, plan.device, self._profiles, bound.settings["threads"]).seconds
         choice = cheaper(deadline, seconds)
         if choice is None:
             return None
-        return choice, f"{choice}: all positions would take about {duration(seconds)}, and there are {duration(deadline)}"
+        settings = Settings({**dict(bound.settings.items()), "tolerance": choice.tolerance})
+        found = self._optimised(captured, prepared, replace(asked, keep=choice.keep), settings)
+        assert found.tensor is not None
+        measuring = self._predicted(captured, found, prepared=True).measuring
+        if measuring > MOST_MEASURING * deadline or not (found.tensor.tolerance or found.tensor.keep < 1):
+            return None
+        note = f"{choice}: all positions would take about {duration(seconds)}, and there are {duration(deadline)}"
+        return replace(found, notes=(note, *found.notes))
 
     def _sensitivities(self, captured: Captured, occlusions: Occlusions) -> Mapping[Reference, float]:
         """What earlier queries measured of the model's layers."""

@@ -1,8 +1,7 @@
 """What a query with a deadline leaves out besides positions, by how far it would get without.
 
 A cut of small changes and low precision err little, and what they save is spent on more positions: interpolating between few
-errs more. Both must be measured first, at a few positions, which short deadlines leave no time for. The limits are those of
-`python -m benchmarks.within --compare` (docs/approximation.md).
+errs more. Both must be measured first, at a few positions, which short deadlines leave no time for (docs/approximation.md).
 """
 
 from __future__ import annotations
@@ -34,10 +33,12 @@ CHOICES = ((0.4, Cheaper(TOLERANCE, KEEP)), (0.2, Cheaper(TOLERANCE)))
 ENOUGH = 0.9
 """From here on all positions may well be computed exactly: predictions are that uncertain."""
 
+MOST_MEASURING = 0.25
+"""Of the deadline, what measuring may be predicted to take."""
+
 
 def cheaper(deadline: float, seconds: float) -> Cheaper | None:
     """What to choose for so many seconds where all positions are predicted to take `seconds`; None for nothing."""
-    part = deadline / seconds
-    if seconds < WORTH_SECONDS or part >= ENOUGH:
+    if seconds < WORTH_SECONDS or deadline >= ENOUGH * seconds:
         return None
-    return next((choice for least, choice in CHOICES if part >= least), None)
+    return next((choice for least, choice in CHOICES if deadline >= least * seconds), None)

@@ -34,13 +34,14 @@ class Prediction:
 
     Parts: `memory` (got from the system, page by page), `inference` (of occluded images, in naive mode), `views` (of the
     image itself), `weights` (laid out for kernels), `tiles` (operators started for each), `deltas`, `head` (whole values),
-    `precision` (measuring what low precision costs).
+    `precision` (measuring what low precision costs). `measuring`: seconds of these that find out what may be left out.
     """
 
     positions: int = 0
     multiply_adds: int = 0
     milliseconds: Mapping[str, float] = field(default_factory=dict)
     memory_bytes: int = 0
+    measuring: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -54,6 +55,7 @@ class Prediction:
             self.multiply_adds + other.multiply_adds,
             {part: mine.get(part, 0.0) + others.get(part, 0.0) for part in dict.fromkeys((*mine, *others))},
             max(self.memory_bytes, other.memory_bytes),
+            self.measuring + other.measuring,
         )
 
     def without(self, known: int) -> Prediction:
@@ -70,6 +72,7 @@ class Prediction:
             positions=self.positions * times,
             multiply_adds=self.multiply_adds * times,
             milliseconds={part: milliseconds * times for part, milliseconds in self.milliseconds.items()},
+            measuring=self.measuring * times,
         )
 
 
@@ -116,7 +119,9 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
     if tensor.tolerance:
         parts["precision"] = USUAL_TRIALS * _trial((parts["deltas"] + head) / count, starting, tensor, len(tiles))
     multiply_adds = sum(cost.multiply_adds for cost in costs.values()) * count + inference.multiply_adds
-    return Prediction(count, multiply_adds, parts, memory + weights)
+    singly = sum(stage.count for stage in plan.stages if stage.kind == "measure")
+    measuring = parts.get("precision", 0.0) + singly * PER_TILE * (parts["deltas"] + head) / count
+    return Prediction(count, multiply_adds, parts, memory + weights, measuring / 1e3)
 
 
 def _first_written(size: int, profile: DeviceProfile) -> float:

@@ -131,3 +131,12 @@ def coarse_lattice(grid: Grid, share: float, speedup: float) -> tuple[tuple[int,
             "speedup or STRIDE, or a larger region"
         )
     return max(able, key=lambda lattice: len(lattice[0]) * len(lattice[1]))
+
+
+def reaches(grid: Grid, share: float, speedup: float) -> bool:
+    """Whether the grid is large enough for a drill-down."""
+    try:
+        coarse_lattice(grid, share, speedup)
+    except BindError:
+        return False
+    return True

@@ -16,10 +16,9 @@ from typing import Literal
 
 import numpy as np
 
-from krypton.errors import BindError
 from krypton.ir.occlusions import Grid
 from krypton.ir.plan import Approximation
-from krypton.planner.stages import MEASURED, coarse_lattice
+from krypton.planner.stages import MEASURED, reaches
 
 Parameter = Literal["tau", "keep"]
 PARAMETERS: tuple[Parameter, ...] = ("tau", "keep")
@@ -49,7 +48,7 @@ WORTH = 0.97
 
 def candidates(grid: Grid) -> list[Approximation]:
     """The settings to try on a grid, without those that it is too small for. tau 1 is exact, and need not be run."""
-    drills = [pair for pair in DRILLDOWNS if _reaches(grid, *pair)]
+    drills = [pair for pair in DRILLDOWNS if reaches(grid, *pair)]
     keeps, both = (KEEPS, BOTH) if grid.count >= MEASURED else ((), ())
     return [
         *(Approximation(tau=tau) for tau in TAUS),
@@ -57,14 +56,6 @@ def candidates(grid: Grid) -> list[Approximation]:
         *(Approximation(drilldown=share, speedup=speedup) for share, speedup in drills),
         *(Approximation(keep=keep, drilldown=share, speedup=speedup) for keep in both for share, speedup in drills),
     ]
-
-
-def _reaches(grid: Grid, share: float, speedup: float) -> bool:
-    try:
-        coarse_lattice(grid, share, speedup)
-    except BindError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

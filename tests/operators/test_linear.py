@@ -1,4 +1,4 @@
-"""Linear layers against PyTorch's, whatever memory their weights and rows lie in, and the same to the bit in every batch."""
+"""Linear layers against PyTorch's, whatever memory their weights and rows lie in."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from krypton.planner.deadline import KEEP, TOLERANCE, Cheaper, cheaper
         (5, 20, Cheaper(TOLERANCE)),
         (2, 20, None),  # too little to measure anything
         (2, 4, None),  # a small query
+        (1, 0, None),  # all is known
     ],
 )
 def test_positions_become_cheaper_where_many_but_not_all_can_be_computed(

@@ -267,3 +267,15 @@ def test_a_speed_up_that_cannot_be_reached_is_refused_at_once(con: krypton.Conne
         con.sql(f"{FINE} MODE APPROXIMATE WITH (drilldown => 0.1, speedup => 9.9)", {"img": pixels})
     with pytest.raises(BindError, match="drilldown needs a grid"):
         explain_occlusion(SmallNet(), pixels, masks=np.ones((1, 20, 24), bool), mode="approximate")
+
+
+def test_where_nothing_is_said_a_grid_that_is_too_small_for_a_drill_down_is_computed_whole(
+    con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    small = FINE.replace("STRIDE 1", "STRIDE 12")
+    heatmap = run(con, f"{small} MODE APPROXIMATE", img=pixels)
+    assert bool(heatmap.exact.all())
+    assert any("too small for the drill-down" in note for note in heatmap.info["notes"])
+    assert torch.equal(heatmap.logits, run(con, small, img=pixels).logits)
+    rough = run(con, f"{small} MODE APPROXIMATE WITH (tolerance => 0.05)", img=pixels)
+    assert rough.exact.all() or rough.quality is not None

@@ -19,7 +19,7 @@ from krypton import BindError, ExecutionError, Heatmap, explain_occlusion
 from krypton.cli.render import summary
 from krypton.estimates import Estimate
 from krypton.executor.pacing import Clock
-from krypton.ir.plan import Stage
+from krypton.ir.plan import QueryPlan, Stage
 from krypton.ir.serde import plan_from_json, plan_to_json
 from krypton.planner.deadline import KEEP, TOLERANCE
 from krypton.planner.prediction import Prediction
@@ -168,10 +168,11 @@ GOAL = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Queries are thought to take 100 s."""
+    """Queries are thought to take 100 s, but those of which all is known."""
 
     def estimate(prediction: Prediction, *_: Any) -> Estimate:
-        return Estimate(prediction.positions, 100.0, 90.0, 110.0, 0, "nothing")
+        seconds = 100.0 if prediction.positions else 0.0
+        return Estimate(prediction.positions, seconds, 0.9 * seconds, 1.1 * seconds, 0, "nothing")
 
     monkeypatch.setattr("krypton.query.estimate", estimate)
 
@@ -190,7 +191,7 @@ def test_where_time_suffices_for_half_of_the_positions_they_become_cheaper(
     assert heatmap.exact.all()
 
 
-@pytest.mark.parametrize("options", ["keep => 1", "tau => 0.9", "freeze => TRUE", "tolerance => 0", "ssim => 0.9"])
+@pytest.mark.parametrize("options", ["keep => 1", "tau => 0.9", "freeze => TRUE", "tolerance => 0", "ssim => 0.9", "ssim => 1"])
 def test_what_is_written_is_not_chosen_otherwise(
     options: str, slow: None, con: krypton.Connection, pixels: NDArray[np.uint8]
 ) -> None:
@@ -199,6 +200,38 @@ def test_what_is_written_is_not_chosen_otherwise(
     assert plan.approximation.keep in (None, 1.0)
     assert plan.tensor is not None
     assert not plan.tensor.tolerance
+
+
+def test_nothing_is_chosen_that_takes_much_of_the_time_to_measure(
+    slow: None, con: krypton.Connection, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("krypton.query.MOST_MEASURING", 1e-9)
+    _assert_positions_alone(con.sql(f"{FINE} WITHIN 50 SECONDS", params={"img": pixels}).plan())
+
+
+def test_nothing_is_chosen_where_all_is_known(slow: None, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    con.sql("SET krypton.reuse_results = true")
+    run(con, FINE, img=pixels)
+    _assert_positions_alone(con.sql(f"{FINE} WITHIN 50 SECONDS", params={"img": pixels}).plan())
+
+
+def _assert_positions_alone(plan: QueryPlan) -> None:
+    assert plan.approximation is not None
+    assert plan.approximation.keep is None
+    assert plan.tensor is not None
+    assert not plan.tensor.tolerance
+
+
+def test_estimates_count_that_time_which_is_left_makes_positions_exact(
+    con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    con.sql("SET krypton.disabled_rules = 'full_when_cheaper'")
+    cut = con.sql(f"{FINE} MODE APPROXIMATE WITH (tau => 0.5)", params={"img": pixels}).estimate()
+    found = con.sql(f"{FINE} WITHIN 1000 SECONDS WITH (tau => 0.5)", params={"img": pixels}).estimate()
+    whole = con.sql(FINE, params={"img": pixels}).estimate()
+    assert found.seconds > 1.5 * cut.seconds
+    assert found.seconds > whole.seconds
+    assert found.positions == whole.positions
 
 
 def test_a_goal_for_the_quality_ends_it_earlier(steep: krypton.Connection) -> None:

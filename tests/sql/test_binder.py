@@ -194,7 +194,7 @@ MASK = np.ones((1, 32, 40), dtype=bool)
         ("FILL 'missing.png'", "FILL", "does not exist"),
         ("FILL 'missing'", "FILL", "does not exist"),
         ("FILL $none", "FILL", r"\$none is None"),
-        ("MODE APPROXIMATE STRIDE 16", "MODE", "grid of 2×2 positions allows a speed-up of at most"),
+        ("MODE APPROXIMATE STRIDE 16 WITH (speedup => 3)", "WITH", "grid of 2×2 positions allows a speed-up of at most"),
         ("MODE APPROXIMATE MASKS $m", "MODE", "drilldown needs a grid"),
         ("MODE APPROXIMATE MASKS SUPERPIXELS 4", "MODE", "drilldown needs a grid"),
         ("MODE APPROXIMATE WITH (drilldown => 0.5, speedup => 2)", "WITH", "contradict each other"),
