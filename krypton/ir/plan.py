@@ -175,9 +175,14 @@ class QueryPlan:
 
     @property
     def computed(self) -> int:
-        """How many positions the model is asked about; those that were measured are not asked about again when held out."""
+        """How many positions the model is asked about; those that were measured are on some level, too."""
         if not self.stages:
             return self.occlusions.count
-        measured = self.stages[0].kind == "measure"
-        stages = self.stages[measured:] if self.stages[-1].kind == "level" else self.stages[: -1 if measured else None]
-        return sum(stage.computed for stage in stages)
+        leveled = self.stages[-1].kind == "level"
+        return sum(stage.computed for stage in self.asking if not (leveled and stage.kind == "measure"))
+
+    @property
+    def asking(self) -> tuple[Stage, ...]:
+        """The stages that ask the model; what was measured is not asked about again when held out."""
+        measured = bool(self.stages) and self.stages[0].kind == "measure" and self.stages[-1].kind == "hold_out"
+        return tuple(stage for stage in self.stages[: -1 if measured else None] if stage.kind != "interpolate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -19,11 +20,16 @@ from krypton.operators.base import operator_of
 from krypton.planner.fields import Fields
 from krypton.planner.profile import DeviceProfile, Shape
 
-__all__ = ["BYTES", "USUALLY_KEPT", "DeviceProfile", "Extent", "KernelCost", "Pricing", "plan_costs", "sizes", "whole_box"]
+__all__ = ["BYTES", "DeviceProfile", "Extent", "KernelCost", "Pricing", "plan_costs", "sizes", "usually_kept", "whole_box"]
 
 BYTES = 4  # of a float32
-USUALLY_KEPT = 0.6  # of the cost of increments, once an energy cut has seen where changes are
 CPU = torch.device("cpu")
+
+
+def usually_kept(keep: float) -> float:
+    """What an energy cut leaves of the cost of increments, before it has seen where changes are: of measured times 0.6 (224²) to
+    0.9 (128²) with 0.999, and a fifth less for every nine less (docs/approximation.md, docs/estimation.md)."""
+    return 1.0 if keep >= 1 else min(max(0.2 - 0.2 * math.log10(1 - keep), 0.3), 1.0)
 
 
 class KernelCost(NamedTuple):

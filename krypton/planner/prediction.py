@@ -8,13 +8,14 @@ takes the sum of their predictions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from krypton.ir.occlusions import OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan, TensorPlan
-from krypton.planner.cost import USUALLY_KEPT, DeviceProfile, plan_costs
+from krypton.planner.cost import DeviceProfile, plan_costs, usually_kept
 from krypton.planner.fields import Fields
 from krypton.planner.footprint import incremental_bytes, naive_bytes, prepared_bytes
 from krypton.planner.inference import Inference, of_graph
@@ -25,6 +26,8 @@ _TILES = 60  # that costs are averaged over, as planning does
 # how many times longer than a byte that is merely written one takes ...
 _FIRST_WRITTEN = 8.0  # ... in memory that the system has to find and to clear
 _PREPARED = 24.0  # ... of weights laid out for a kernel
+_SCATTERED = 3  # times as many tiles hold positions that are refined as these positions alone would fill
+_FEW = 2.0  # an occlusion among n in a tile takes 1 + this / n times as long as among many: threads have little to share
 _PER_POSITION = ("inference", "tiles", "deltas", "head")
 
 
@@ -34,7 +37,8 @@ class Prediction:
 
     Parts: `memory` (got from the system, page by page), `inference` (of occluded images, in naive mode), `views` (of the
     image itself), `weights` (laid out for kernels), `tiles` (operators started for each), `deltas`, `head` (whole values),
-    `precision` (measuring what low precision costs). `measuring`: seconds of these that find out what may be left out.
+    `precision` (measuring what low precision costs), `planning` (of tiles for fields that are cut). `measuring`: seconds of
+    these that find out what may be left out.
     """
 
     positions: int = 0
@@ -98,30 +102,79 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
     """
     assert plan.tensor is not None
     tensor, graph, count = plan.tensor, plan.tensor.graph, plan.computed
-    tiles = tensor.tiling.tiles(plan.occlusions)
-    started = math.ceil(len(tiles) * count / plan.occlusions.count)
-    fields = Fields(graph)
-    costs = plan_costs(graph, fields, sample(tiles, _TILES), tensor.head_batch, profile, torch.device(plan.device))
-    trunk = [node.id for node in graph if node.mode in ("delta", "project") and node.op != "image"]
-    inside, inference = set(trunk), of_graph(graph)
+    fields, inference, device = Fields(graph), of_graph(graph), torch.device(plan.device)
+    trunk = {node.id for node in graph if node.mode in ("delta", "project") and node.op != "image"}
     starting = len(trunk) * profile.node_overhead_ms
-    deltas = sum(costs[node].milliseconds for node in trunk) * count * (USUALLY_KEPT if tensor.keep < 1 else 1.0)
-    head = sum(cost.milliseconds for node, cost in costs.items() if node not in inside and node != graph.image.id) * count
+    started, multiply_adds, deltas, head, singly = 0, 0, 0.0, 0.0, 0.0
+    works, usual = list(_works(plan, tensor)), plan.occlusions.count / len(tensor.tiling.tiles(plan.occlusions))
+    alike = {id(work.tiles): work.tiles for work in works}  # several stages may have the same
+    priced = {
+        key: plan_costs(graph, fields, sample(tiles, _TILES), tensor.head_batch, profile, device)
+        for key, tiles in alike.items()
+    }
+    for work in works:
+        costs = priced[id(work.tiles)]
+        started += work.started
+        multiply_adds += sum(cost.multiply_adds for cost in costs.values()) * work.count
+        each = max(sum(costs[node].milliseconds for node in trunk) - starting / work.together, 0.0)
+        each *= (1 + _FEW / work.together) / (1 + _FEW / usual)
+        deltas += each * work.count * (1.0 if work.alone else usually_kept(tensor.keep))
+        whole = sum(cost.milliseconds for node, cost in costs.items() if node not in trunk and node != graph.image.id)
+        head += whole * work.count
+        singly += (each + whole) * work.count + starting * work.started if work.alone else 0.0
     memory, weights = incremental_bytes(plan, tensor, fields), 0 if prepared else prepared_bytes(graph)
     parts = {
         "memory": _first_written(memory, profile),
         "views": inference.milliseconds(1, profile) * (1 if tensor.view_scope == "query" else 1 + started),
         "weights": _PREPARED * weights / profile.bytes_per_ms,
         "tiles": starting * started,
-        "deltas": max(deltas - starting * started, 0.0),
+        "deltas": deltas,
         "head": head,
     }
     if tensor.tolerance:
-        parts["precision"] = USUAL_TRIALS * _trial((parts["deltas"] + head) / count, starting, tensor, len(tiles))
-    multiply_adds = sum(cost.multiply_adds for cost in costs.values()) * count + inference.multiply_adds
-    singly = sum(stage.count for stage in plan.stages if stage.kind == "measure")
-    measuring = parts.get("precision", 0.0) + singly * PER_TILE * (parts["deltas"] + head) / count
-    return Prediction(count, multiply_adds, parts, memory + weights, measuring / 1e3)
+        tiles = len(tensor.tiling.tiles(plan.occlusions))
+        parts["precision"] = USUAL_TRIALS * _trial((deltas + head) / count, starting, tensor, tiles)
+    if tensor.keep < 1:
+        parts["planning"] = sum(report.milliseconds for report in plan.trace if report.name == "position_tiles")
+    measuring = parts.get("precision", 0.0) + (singly + parts["planning"] if tensor.keep < 1 else 0.0)
+    return Prediction(count, multiply_adds + inference.multiply_adds, parts, memory + weights, measuring / 1e3)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What some stage computes: `count` positions in `started` tiles like these; `alone`: exactly, and each in its own."""
+
+    tiles: Sequence[OcclusionTile]
+    count: int
+    started: int
+    alone: bool = False
+
+    @property
+    def together(self) -> float:
+        """Positions in a tile, on average."""
+        return sum(len(tile.indices) for tile in self.tiles) / len(self.tiles)
+
+
+def _works(plan: QueryPlan, tensor: TensorPlan) -> Iterator[_Work]:
+    """The work of all stages. Those that are refined lie together, but not in whole tiles; those held out apart."""
+    occlusions, every = plan.occlusions, tensor.tiling.tiles(plan.occlusions)
+    boxes = occlusions.rectangles().reshape(-1, 4)
+    per_position = len(every) / occlusions.count  # tiles
+    if not plan.stages:
+        yield _Work(every, occlusions.count, len(every))
+    for stage in plan.asking:
+        match stage.kind:
+            case "measure" | "hold_out":
+                alone = [tile_around(tile.indices[:1], boxes) for tile in sample(every, _TILES)]
+                yield _Work(alone, stage.count, stage.count, alone=True)
+            case "coarse":
+                tiles = stage.tiling.tiles(occlusions, (stage.rows, stage.columns))
+                yield _Work(tiles, stage.count, len(tiles))
+            case "refine":
+                thin = [tile_around(tile.indices[::_SCATTERED], boxes) for tile in sample(every, _TILES)]
+                yield _Work(thin, stage.count, min(math.ceil(_SCATTERED * stage.count * per_position), len(every)))
+            case "every" | "level":
+                yield _Work(every, stage.count, math.ceil(stage.count * per_position))
 
 
 def _first_written(size: int, profile: DeviceProfile) -> float:

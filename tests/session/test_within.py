@@ -180,6 +180,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_time_suffices_for_half_of_the_positions_they_become_cheaper(
     slow: None, con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
 ) -> None:
+    con.sql("SET krypton.disabled_rules = 'full_when_cheaper'")
     query = con.sql(f"{FINE} WITHIN 50 SECONDS", params={"img": pixels})
     plan = query.plan()
     assert plan.approximation is not None

@@ -16,7 +16,7 @@ from krypton.ir.graph import Graph, Node
 from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan
 from krypton.kernels import DEFERRED, able
-from krypton.planner.cost import USUALLY_KEPT, Pricing, plan_costs, sizes, whole_box
+from krypton.planner.cost import Pricing, plan_costs, sizes, usually_kept, whole_box
 from krypton.planner.fields import Fields
 from krypton.planner.precision import WHOLE_BATCH, choices, propose, sensitivity_of, with_kernels
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
@@ -42,7 +42,7 @@ def full_when_cheaper(plan: QueryPlan, context: Context) -> QueryPlan:
         n.id: Pricing(replace(n, mode="full"), context.profile, context.device).cost(whole_box(n), WHOLE_BATCH).milliseconds
         for n in graph
     }
-    gain = GAIN * USUALLY_KEPT if plan.approximation is not None and (plan.approximation.keep or 1) < 1 else GAIN
+    gain = GAIN * usually_kept(1.0 if plan.approximation is None else plan.approximation.keep or 1.0)
     best, cut = sum(cost.milliseconds for cost in delta.values()) * gain, None
     nodes, view = graph.index(), graph.networkx()
     for candidate in _dominators(graph):
