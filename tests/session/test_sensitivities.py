@@ -135,3 +135,14 @@ def test_an_image_that_bears_less_than_is_remembered_is_mended(tried: list[Tenso
         assert float((scores[0] - scores[1]).square().mean().sqrt() / drops.square().mean().sqrt()) <= TOLERANCE
         learned = store.of(graph, occlusions, "cpu")
         assert all(learned[layer] > rosy[layer] for layer in rosy)  # half way, in logarithms, to what was found
+
+
+def test_a_map_that_is_approximate_in_its_precision_alone_says_its_quality() -> None:
+    with session(net()) as connection:
+        coarse = QUERY.replace("STRIDE 4 ", "STRIDE 16 MODE APPROXIMATE ")  # too small a grid for a drill-down
+        asked = query(connection, text=coarse)
+        assert lowered(asked) > 0
+        found: Any = asked.run()
+        assert not found.exact.all()
+        assert found.info["approximations"] == [f"tolerance {TOLERANCE:g}"]
+        assert found.quality is not None
