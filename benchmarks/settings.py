@@ -191,8 +191,8 @@ def ready(setting: Setting) -> Ready:
 def _retrain(setting: Setting, path: Path) -> None:
     finetune = example("finetune")
     of, size = SETS[setting.set], setting.size
-    training = _pictures(f"{setting.set}-{size}-{of.training}", size, of, TRAINING, of.training)
-    held_out = _pictures(f"{setting.set}-{size}-held-out-{of.held_out}", size, of, HELD_OUT, of.held_out)
+    training = pictures(f"{setting.set}-{size}-{of.training}", size, of, TRAINING, of.training)
+    held_out = pictures(f"{setting.set}-{size}-held-out-{of.held_out}", size, of, HELD_OUT, of.held_out)
     found = finetune.retrain(setting.model, training, held_out) if of.random else None
     if found is None or found.accuracy < ENOUGH:
         found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model))
@@ -220,7 +220,7 @@ def _trunk(model: str) -> Path:
 # --- pictures on disk -------------------------------------------------------------------------------------------------
 
 
-def _pictures(name: str, size: int, of: Set, first: int, count: int) -> Any:
+def pictures(name: str, size: int, of: Set, first: int, count: int) -> Any:
     """Whole pictures in folders by class, those with hidden findings among the normal ones."""
     root = folder() / name
 

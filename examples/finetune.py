@@ -132,7 +132,7 @@ def begin(name: str, classes: int, weights: Path | None, images: Tensor) -> tupl
         if isinstance(module, torchvision.models.VGG):
             _same_at_all_places(module.classifier[0], module.features)
         calibrate(module, normalised(images[:: max(1, len(images) // BATCH)][:BATCH]))
-    _replace(module, nn.Linear(last_layer(module).in_features, classes))
+    replace_last(module, classes)
     return module.eval().to(memory_format=torch.channels_last), source
 
 
@@ -241,9 +241,10 @@ def last_layer(module: nn.Module) -> nn.Linear:
     return found
 
 
-def _replace(module: nn.Module, layer: nn.Linear) -> None:
+def replace_last(module: nn.Module, classes: int) -> None:
+    """Put a new last layer in, for so many classes."""
     parent, _, name = _last_name(module).rpartition(".")
-    setattr(module.get_submodule(parent), name, layer)
+    setattr(module.get_submodule(parent), name, nn.Linear(last_layer(module).in_features, classes))
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """The product of a map with one number per channel that depends on the image: the gate of a squeeze-and-excitation block.
 
 A gate looks at the whole map, so that every occlusion changes every pixel behind it: there is no delta rule, unless the gate is
-taken for constant (see planner/rules/freeze_gates.py): Δy = s_b·Δx. Where the only reader is a 1×1 convolution, that multiplies
-as it reads (see planner/rules/defer_gate.py).
+taken for constant (see planner/rules/freeze_statistics.py): Δy = s_b·Δx. Where the only reader is a 1×1 convolution, that
+multiplies as it reads (see planner/rules/defer_gate.py).
 """
 
 from __future__ import annotations

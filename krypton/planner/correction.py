@@ -27,8 +27,9 @@ COVERAGE = 0.9
 # Standard deviations of a factor's natural logarithm before anything is known: what a device's parts have in common, what each
 # part has besides, what a model has, and what each of its parts has.
 _DEVICE, _PART, _MODEL, _PART_OF_MODEL = 0.4, 0.25, 0.1, 0.12
-_WIDER = {"precision": 3.0}  # ... of a model: whether proposals of low precision have to be mended depends on it
-_VARYING = {"precision": 0.4}  # ... of a query: and on the image
+_WIDER = {"precision": 3.0, "cut": 1.5}
+# ... of a model: whether proposals of low precision have to be mended, and how much a cut leaves, depends on it
+_VARYING = {"precision": 0.4, "cut": 0.1}  # ... of a query: and on the image
 _NOISE = 0.07
 _DRIFT = 0.06  # of a machine's speed, from when queries were seen to when the next one runs
 _JITTER_MS = 10.0  # what comes and goes in any query, and hurts the estimates of short ones

@@ -17,6 +17,7 @@ from krypton.ir.graph import Graph, Node
 from krypton.ir.plan import TensorPlan
 from krypton.ir.weights import Reference
 from krypton.kernels import DEFERRED, find
+from krypton.planner.norms import joined
 
 USUAL_SENSITIVITY = 1.25
 """Error of the score changes per error of one convolution, as long as nothing was measured of a model."""
@@ -133,7 +134,7 @@ def exact_kernels(graph: Graph, alternatives: Mapping[int, tuple[tuple[str, floa
 def without_approximations(tensor: TensorPlan) -> TensorPlan:
     """The plan that computes exactly what this one approximates: whole fields, and all convolutions in float32."""
     if tensor.frozen:  # what is frozen ends increments when it is not
-        return TensorPlan(tensor.graph.whole(), tiling=tensor.tiling, head_batch=min(tensor.head_batch, WHOLE_BATCH))
+        return TensorPlan(joined(tensor.graph.whole()), tiling=tensor.tiling, head_batch=min(tensor.head_batch, WHOLE_BATCH))
     uncut = tensor.uncut()
     return replace(uncut, graph=exact_kernels(uncut.graph, uncut.alternatives), tolerance=0.0)
 

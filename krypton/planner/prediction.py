@@ -28,7 +28,7 @@ _FIRST_WRITTEN = 8.0  # ... in memory that the system has to find and to clear
 _PREPARED = 24.0  # ... of weights laid out for a kernel
 _SCATTERED = 3  # times as many tiles hold positions that are refined as these positions alone would fill
 _FEW = 2.0  # an occlusion among n in a tile takes 1 + this / n times as long as among many: threads have little to share
-_PER_POSITION = ("inference", "tiles", "deltas", "head")
+_PER_POSITION = ("inference", "tiles", "deltas", "cut", "head")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Prediction:
     """A query as the cost model sees it: positions, their multiply-adds, milliseconds by part, peak memory in bytes.
 
     Parts: `memory` (got from the system, page by page), `inference` (of occluded images, in naive mode), `views` (of the
-    image itself), `weights` (laid out for kernels), `tiles` (operators started for each), `deltas`, `head` (whole values),
-    `precision` (measuring what low precision costs), `planning` (of tiles for fields that are cut). `measuring`: seconds of
-    these that find out what may be left out.
+    image itself), `weights` (laid out for kernels), `tiles` (operators started for each), `deltas`, `cut` (deltas whose fields
+    will be cut, by as much as is usual), `head` (whole values), `precision` (measuring what low precision costs), `planning` (of
+    tiles for fields that are cut). `measuring`: seconds of these that find out what may be left out.
     """
 
     positions: int = 0
@@ -105,7 +105,7 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
     fields, inference, device = Fields(graph), of_graph(graph), torch.device(plan.device)
     trunk = {node.id for node in graph if node.mode in ("delta", "project") and node.op != "image"}
     starting = len(trunk) * profile.node_overhead_ms
-    started, multiply_adds, deltas, head, singly = 0, 0, 0.0, 0.0, 0.0
+    started, multiply_adds, deltas, cut, head, singly = 0, 0, 0.0, 0.0, 0.0, 0.0
     works, usual = list(_works(plan, tensor)), plan.occlusions.count / len(tensor.tiling.tiles(plan.occlusions))
     alike = {id(work.tiles): work.tiles for work in works}  # several stages may have the same
     priced = {
@@ -118,7 +118,10 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
         multiply_adds += sum(cost.multiply_adds for cost in costs.values()) * work.count
         each = max(sum(costs[node].milliseconds for node in trunk) - starting / work.together, 0.0)
         each *= (1 + _FEW / work.together) / (1 + _FEW / usual)
-        deltas += each * work.count * (1.0 if work.alone else usually_kept(tensor.keep))
+        if tensor.keep < 1 and not work.alone:
+            cut += each * work.count * usually_kept(tensor.keep)
+        else:
+            deltas += each * work.count
         whole = sum(cost.milliseconds for node, cost in costs.items() if node not in trunk and node != graph.image.id)
         head += whole * work.count
         singly += (each + whole) * work.count + starting * work.started if work.alone else 0.0
@@ -133,8 +136,9 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
     }
     if tensor.tolerance:
         tiles = len(tensor.tiling.tiles(plan.occlusions))
-        parts["precision"] = USUAL_TRIALS * _trial((deltas + head) / count, starting, tensor, tiles)
+        parts["precision"] = USUAL_TRIALS * _trial((deltas + cut + head) / count, starting, tensor, tiles)
     if tensor.keep < 1:
+        parts["cut"] = cut
         parts["planning"] = sum(report.milliseconds for report in plan.trace if report.name == "position_tiles")
     measuring = parts.get("precision", 0.0) + (singly + parts["planning"] if tensor.keep < 1 else 0.0)
     return Prediction(count, multiply_adds + inference.multiply_adds, parts, memory + weights, measuring / 1e3)

@@ -317,7 +317,7 @@ def test_a_captured_model_knows_its_sizes() -> None:
 def test_plans_say_where_increments_end() -> None:
     model = Model(lambda s, x, y: s.late(F.group_norm(y, 2)).mean((2, 3)), late=nn.Conv2d(4, 3, 1))
     plan = plan_query(capture(model, IMAGE), GRID, settings=settings_of({"disabled_rules": "full_when_cheaper"}))
-    assert [note for note in plan.notes if "increments end before group_norm" in note]
+    assert [note for note in plan.notes if "increments end before group norm, 2 groups" in note]
 
 
 def test_without_a_graph_plans_are_naive_and_say_why() -> None:

@@ -79,6 +79,13 @@ def test_nobody_is_sure_whether_low_precision_has_to_be_mended() -> None:
     assert found.high / found.low > 1.1 * width("net", known)
 
 
+def test_what_a_cut_leaves_is_learnt_and_says_nothing_of_queries_without() -> None:
+    plain = [Finished("net", asked(500), 0.55) for _ in range(6)]
+    known = plain + [Finished("net", {"views": 50.0, "cut": 400.0}, 0.65) for _ in range(6)]  # a half more than was thought
+    assert correct({"views": 50.0, "cut": 300.0}, "net", known).seconds == pytest.approx(0.5, rel=0.05)
+    assert correct(asked(300), "net", known).seconds == pytest.approx(0.35, rel=0.05)
+
+
 def test_nine_of_ten_queries_end_within_the_interval() -> None:
     generator = random.Random(1)
     inside = 0

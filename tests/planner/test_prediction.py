@@ -12,7 +12,7 @@ from torch import nn
 
 from krypton.ir.geometry import Interval
 from krypton.ir.occlusions import Grid, Tiling
-from krypton.ir.plan import QueryPlan
+from krypton.ir.plan import Approximation, QueryPlan
 from krypton.planner.fields import Fields
 from krypton.planner.footprint import incremental_bytes, prepared_bytes
 from krypton.planner.inference import watch
@@ -35,6 +35,15 @@ def test_every_part_of_an_exact_query_is_priced() -> None:
     assert all(milliseconds > 0 for milliseconds in found.milliseconds.values())
     assert found.seconds == pytest.approx(sum(found.milliseconds.values()) / 1e3)
     assert found.positions == MANY.count
+
+
+def test_what_an_energy_cut_leaves_is_a_part_of_its_own() -> None:
+    settings = settings_of({"disabled_rules": "full_when_cheaper"})
+    asked = Approximation(keep=0.99, quality_share=0.1)
+    cut = plan_query(captured_model("residual"), MANY, mode="approximate", approximation=asked, settings=settings)
+    parts, exact = predict(cut, PROFILE).milliseconds, predict(plan(), PROFILE).milliseconds
+    assert 0 < parts["cut"] < exact["deltas"]
+    assert 0 < parts["deltas"] < exact["deltas"], "of the positions that are measured"
 
 
 def test_only_what_is_paid_per_position_grows_with_the_positions() -> None:

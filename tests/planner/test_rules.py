@@ -40,7 +40,7 @@ SHOWN = {
     "project_when_opaque": "gated",
     "full_when_cheaper": "residual",
     "defer_gate": "gated",
-    "freeze_gates": "gated",
+    "freeze_statistics": "gated",
     "factor_gate": "normalised",
     "fold_shift": "normalised",
     "chain_depthwise": "mobile",
@@ -51,7 +51,7 @@ SHOWN = {
 APPROXIMATE = {
     "projective_threshold": Approximation(tau=0.5),
     "energy_cut": Approximation(keep=0.9),
-    "freeze_gates": Approximation(freeze=True),
+    "freeze_statistics": Approximation(freeze=True),
 }
 """What the query must ask for, so that a rule does anything; these change the answer."""
 

@@ -122,6 +122,17 @@ def _layered() -> _Steps:
     return s
 
 
+def _grouped() -> _Steps:
+    """Group norms in a residual block, an instance norm before it."""
+    s = _Steps()
+    x = s.conv(0, 6, 3, stride=2, norm=False)
+    x = s.add("activation", s.add("group_norm", x, groups=6), name="relu")
+    y = s.add("activation", s.add("group_norm", s.conv(x, 6, 3, norm=False), groups=2), name="relu")
+    y = s.add("group_norm", s.conv(y, 6, 3, norm=False), groups=1)
+    s.add("mean_head", s.add("activation", s.add("add", y, x), name="relu"), out=5)
+    return s
+
+
 def _normalised() -> _Steps:
     """ConvNeXt V2's response normalisation, which is a gate, before a 1×1 convolution and before one that pads."""
     s = _Steps()
@@ -142,6 +153,7 @@ MODELS = {
     "shuffled": _shuffled(),
     "layered": _layered(),
     "normalised": _normalised(),
+    "grouped": _grouped(),
 }
 
 _captured: dict[str, CapturedModel] = {}

@@ -14,7 +14,7 @@ from krypton.planner.rules.factor_gate import factor_gate
 from krypton.planner.rules.fold_batch_norm import fold_batch_norm
 from krypton.planner.rules.fold_padding import fold_padding
 from krypton.planner.rules.fold_shift import fold_shift
-from krypton.planner.rules.freeze_gates import freeze_gates
+from krypton.planner.rules.freeze_statistics import freeze_statistics
 from krypton.planner.rules.full_when_cheaper import full_when_cheaper
 from krypton.planner.rules.fuse_activation import fuse_activation
 from krypton.planner.rules.incremental import incremental
@@ -41,7 +41,7 @@ RULES: list[Rule] = [
     Rule("fold_shift", fold_shift, "shifts before a convolution without padding go into its bias"),
     Rule("incremental", incremental, "compute changes on boxes instead of whole maps"),
     # before increments end where gates are opaque
-    Rule("freeze_gates", freeze_gates, "squeeze-and-excitation gates keep their values", exact=False),
+    Rule("freeze_statistics", freeze_statistics, "gates and the moments of group norms keep their values", exact=False),
     # needs the modes; makes plans with opaque operators legal
     Rule("project_when_opaque", project_when_opaque, "end increments only where an operator has no delta rule"),
     # knows which nodes are deltas; before costs are asked for, which it lowers

@@ -18,6 +18,7 @@ from krypton.ir.plan import QueryPlan
 from krypton.kernels import DEFERRED, able
 from krypton.planner.cost import Pricing, plan_costs, sizes, usually_kept, whole_box
 from krypton.planner.fields import Fields
+from krypton.planner.norms import joined
 from krypton.planner.precision import WHOLE_BATCH, choices, propose, sensitivity_of, with_kernels
 from krypton.planner.rules.base import Context, tensor_plan, with_graph
 from krypton.planner.rules.choose_kernel import rank
@@ -75,7 +76,7 @@ def end_increments(graph: Graph, after: int) -> Graph:
     changed = plain.with_nodes(
         node if node.id in before or node.mode == "once" else replace(node, mode="full", cuts=()) for node in plain
     )
-    return insert_projections(changed)
+    return insert_projections(joined(changed))
 
 
 def _in_low_precision(graph: Graph, tiles: Sequence[OcclusionTile], context: Context) -> Graph:

@@ -1,6 +1,8 @@
-"""Frozen gates: increments go on behind them, and the answer is that of the model whose gates are constant."""
+"""Frozen gates and norms: increments go on behind them; the answer is that of the model in which they are constant."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import pytest
 import torch
@@ -36,26 +38,40 @@ def modes(plan: QueryPlan, op: str) -> set[str]:
     return {node.mode for node in tensor_of(plan).graph if node.op == op}
 
 
-def answers(plan: QueryPlan) -> tuple[Tensor, Tensor]:
+def answers(plan: QueryPlan, name: str = "gated") -> tuple[Tensor, Tensor]:
     """Logits (n, K) in the order of positions, and which are exact (n,); those that were held out come last."""
     logits, exact = torch.zeros(GRID.count, 5), torch.zeros(GRID.count, dtype=torch.bool)
-    for batch in execute(plan, *image_and_fill(), weights=captured_model("gated").weights):
+    for batch in execute(plan, *image_and_fill(), weights=captured_model(name).weights):
         logits[batch.indices], exact[batch.indices] = batch.logits, batch.exact
     return logits, exact
 
 
-def with_constant_gates(net: SpecNet, image: Tensor) -> nn.Module:
-    """The model with gates that have, whatever it is asked, the values that one image gives them."""
-    gates = [part for part in net.modules() if isinstance(part, nn.Sequential) and isinstance(part[-1], nn.Sigmoid)]
-    for gate in gates:
+def with_constant_statistics(net: SpecNet, image: Tensor) -> nn.Module:
+    """The model with gates, means and variances that have, whatever it is asked, the values that one image gives them."""
+    parts = [part for part in net.modules() if isinstance(part, nn.GroupNorm)]
+    parts += [part for part in net.modules() if isinstance(part, nn.Sequential) and isinstance(part[-1], nn.Sigmoid)]
+    for part in parts:
         kept: list[Tensor] = []
-        hook = gate.register_forward_hook(lambda _, inputs, output, kept=kept: kept.append(output))
+        hook = part.register_forward_hook(lambda part, inputs, output, kept=kept: kept.extend((*inputs, output)))
         with torch.no_grad():
             net.eval()(image[None])
         hook.remove()
-        gate.register_forward_hook(lambda _, inputs, output, kept=kept: kept[0].to(output.dtype).expand_as(output))
-    assert gates
+        if isinstance(part, nn.GroupNorm):
+            part.register_forward_hook(partial(normed_as, kept[0]))
+        else:
+            part.register_forward_hook(lambda _, inputs, output, kept=kept: kept[1].to(output.dtype).expand_as(output))
+    assert parts
     return net
+
+
+def normed_as(other: Tensor, part: nn.GroupNorm, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+    """What a group norm would make of its input, had that the moments of another one."""
+    x, groups = inputs[0], part.num_groups
+    of_other = other.to(x.dtype).reshape(1, groups, -1)
+    spread, mean = of_other.var(2, correction=0).add(part.eps).sqrt(), of_other.mean(2)
+    normed = ((x.reshape(len(x), groups, -1) - mean[..., None]) / spread[..., None]).view(x.shape)
+    assert part.affine
+    return normed * part.weight.to(x.dtype)[:, None, None] + part.bias.to(x.dtype)[:, None, None]
 
 
 def test_increments_go_on_behind_a_frozen_gate() -> None:
@@ -68,21 +84,34 @@ def test_increments_go_on_behind_a_frozen_gate() -> None:
     assert plan_from_json(plan_to_json(frozen)) == frozen
 
 
+def test_increments_go_on_behind_frozen_norms() -> None:
+    opaque, frozen = planned(Approximation(tau=1.0), "grouped"), planned(name="grouped")
+    assert modes(opaque, "group_norm") == {"full"}
+    assert modes(frozen, "gate") == modes(frozen, "combine") == modes(frozen, "conv") == {"delta"}
+    assert modes(frozen, "group_scale") == modes(frozen, "group_shift") == {"frozen"}
+    assert [node.rules for node in tensor_of(frozen).graph if node.op == "combine" and len(node.inputs) == 3], "sums are fused"
+    assert "group norms whose mean and variance are frozen: 3" in frozen.notes
+    assert plan_from_json(plan_to_json(frozen)) == frozen
+
+
+@pytest.mark.parametrize("name", ["gated", "grouped"])
 @pytest.mark.parametrize("settings", [{}, {"disabled_rules": "full_when_cheaper,defer_gate"}, {"kernels": "reference"}])
-def test_the_answer_is_that_of_the_model_with_constant_gates(settings: dict[str, str]) -> None:
+def test_the_answer_is_that_of_the_model_with_constant_statistics(name: str, settings: dict[str, str]) -> None:
     image, fill = image_and_fill()
-    plan = planned(**settings)
-    assert {node.kernel == DEFERRED for node in tensor_of(plan).graph if node.op == "gate"} == {not settings}
-    logits, exact = answers(plan)
+    plan = planned(name=name, **settings)
+    if name == "gated":
+        assert {node.kernel == DEFERRED for node in tensor_of(plan).graph if node.op == "gate"} == {not settings}
+    logits, exact = answers(plan, name)
     assert not exact.any()
-    Oracle(with_constant_gates(model("gated"), image), image, fill, GRID).judge(logits)
+    Oracle(with_constant_statistics(model(name), image), image, fill, GRID).judge(logits)
     with pytest.raises(AssertionError, match="inexact"):
-        Oracle(model("gated"), image, fill, GRID).judge(logits)
+        Oracle(model(name), image, fill, GRID).judge(logits)
 
 
-def test_what_is_held_out_is_exact() -> None:
-    logits, exact = answers(planned(Approximation(freeze=True, quality_share=0.3)))
-    wanted = Oracle(model("gated"), *image_and_fill(), GRID)
+@pytest.mark.parametrize("name", ["gated", "grouped"])
+def test_what_is_held_out_is_exact(name: str) -> None:
+    logits, exact = answers(planned(Approximation(freeze=True, quality_share=0.3), name), name)
+    wanted = Oracle(model(name), *image_and_fill(), GRID)
     assert 4 <= int(exact.sum()) < GRID.count
     error = (logits.double() - wanted.reference).abs()
     assert (error[exact] <= wanted.allowed).all()
@@ -93,21 +122,27 @@ def test_the_plan_without_approximations_is_whole_inference() -> None:
     exactly = without_approximations(tensor_of(planned()))
     assert not exactly.cut
     assert {node.mode for node in exactly.graph} == {"full"}
+    norms = without_approximations(tensor_of(planned(name="grouped"))).graph
+    assert [node.op for node in norms if node.op in ("gate", "group_norm", "group_shift")] == ["group_norm"] * 3
 
 
 def test_without_gates_nothing_is_frozen_and_the_plan_says_so() -> None:
     plan = planned(name="residual")
     assert not tensor_of(plan).cut
-    assert "freeze does nothing: there are no gates within reach" in plan.notes
+    assert "freeze does nothing: there are no gates or group norms within reach" in plan.notes
 
 
-def test_gates_behind_the_end_of_increments_are_as_ever() -> None:
+def test_gates_and_norms_behind_the_end_of_increments_are_as_ever() -> None:
     """Where whole maps are cheaper, as on ones so small, and where increments cannot be."""
     for settings in ({"disabled_rules": ""}, {"disabled_rules": "incremental"}):
         plan = planned(**settings)
         assert modes(plan, "gate") == {"full"}
         assert not tensor_of(plan).frozen
-    assert modes(planned(disabled_rules="freeze_gates,full_when_cheaper"), "gate") == {"full"}
+        plan = planned(name="grouped", **settings)
+        assert modes(plan, "group_norm") == {"full"}
+        assert not modes(plan, "gate")
+        Oracle(model("grouped"), *image_and_fill(), GRID).judge(answers(plan, "grouped")[0])
+    assert modes(planned(disabled_rules="freeze_statistics,full_when_cheaper"), "gate") == {"full"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""Models whose layers look at whole maps, trained here on synthetic retina scans: what `freeze` is measured on.
+
+Squeeze-and-excitation blocks of three kinds, and a ResNet18 with group norms in place of batch norms. Each is trained from
+scratch on whole scans and kept in the cache folder: `python -m benchmarks.gated` makes them all (some minutes each).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from benchmarks.examples import example
+from benchmarks.settings import ENOUGH, HELD_OUT, SETS, TESTING, TRAINING, Pixels, folder, pictures
+
+SIZE = 160
+EPOCHS = 12
+SCANS = SETS["retina"]
+
+
+def _group_norms() -> nn.Module:
+    return torchvision.models.resnet18(norm_layer=partial(nn.GroupNorm, 32))
+
+
+BUILT: dict[str, Callable[[], nn.Module]] = {
+    "efficientnet_b0": torchvision.models.efficientnet_b0,
+    "mobilenet_v3_large": torchvision.models.mobilenet_v3_large,
+    "regnet_y_400mf": torchvision.models.regnet_y_400mf,
+    "resnet18_gn": _group_norms,
+}
+
+GATED = tuple(f"{name}/scans" for name in BUILT)
+"""Their names as settings of `benchmarks.approximate`."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode; `accuracy` is that on scans held out."""
+
+    module: nn.Module
+    names: tuple[str, ...]
+    accuracy: float
+
+
+def trained(name: str) -> Trained:
+    """The model of that name, trained if it was not yet."""
+    path = folder() / f"{name}-scans.safetensors"
+    if not path.exists():
+        _train(name, path)
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    names = tuple(about["labels"].split(","))
+    module = _with_classes(name, len(names))
+    module.load_state_dict(load_file(path))
+    return Trained(module.eval().requires_grad_(False), names, float(about["accuracy"]))
+
+
+def unseen(count: int, first: int) -> Iterator[Pixels]:
+    """Scans (SIZE, SIZE, 3) with a lesion that nothing was trained on, the kinds in turn."""
+    kinds = [kind for kind in SCANS.classes() if kind != "normal"]
+    for number in range(first, first + count):
+        yield SCANS.draw(kinds[number % len(kinds)], TESTING + number // len(kinds), SIZE)[0]
+
+
+def _with_classes(name: str, classes: int) -> nn.Module:
+    finetune, module = example("finetune"), BUILT[name]()
+    finetune.replace_last(module, classes)
+    return module
+
+
+def _train(name: str, path: Path) -> None:
+    finetune = example("finetune")
+    training = pictures(f"retina-{SIZE}-{SCANS.training}", SIZE, SCANS, TRAINING, SCANS.training)
+    held_out = pictures(f"retina-{SIZE}-held-out-{SCANS.held_out}", SIZE, SCANS, HELD_OUT, SCANS.held_out)
+    torch.manual_seed(0)
+    module = _with_classes(name, len(training.names)).to(memory_format=torch.channels_last)
+    finetune.train_trunk(module, training, ["all"], EPOCHS, 0)
+    scans = finetune.disturbed(training.images, 0)
+    finetune.fit(finetune.last_layer(module), finetune.features(module, scans), training.labels)
+    found = finetune.Retrained(module, training.names, "random", finetune.accuracy(module, held_out))
+    finetune.save(found, name, path, SIZE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="*", default=list(BUILT), metavar="MODEL", help=", ".join(BUILT))
+    console = Console(width=160)
+    for name in parser.parse_args().models:
+        found = trained(name)
+        counts = "" if found.accuracy >= ENOUGH else ": does not count"
+        console.print(f"{name}: {found.accuracy:.1%} held out{counts}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
