@@ -1,10 +1,10 @@
 """How good and how fast approximate maps are: `python -m benchmarks.approximate` writes results/approximate.json.
 
-On the shipped demo model and on the papers' nine settings (see `settings`), patch 16, stride 4. For each picture, naive
-inference on some batches, the exact map and every WITH clause take turns in one process; quality is that of
-`krypton.results.compare` against the exact map. Trivial baselines stand in the same table: every second (or fourth) row and
-column exactly, the rest interpolated; the base score everywhere. The JSON is written after every picture; maps of the same
-setting, picture and clause are replaced.
+On the shipped demo model, the papers' nine settings (see `settings`) and models whose layers look at whole maps (see `gated`),
+patch 16, stride 4. For each picture, naive inference on some batches, the exact map and every WITH clause take turns in one
+process; quality is that of `krypton.results.compare` against the exact map. Trivial baselines stand in the same table: every
+second (or fourth) row and column exactly, the rest interpolated; the base score everywhere. The JSON is written after every
+picture; maps of the same setting, picture and clause are replaced.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import krypton
 from benchmarks import approximate_tables as tables
+from benchmarks import gated
 from benchmarks.clock import clocked
 from benchmarks.machine import commit, describe, with_tuned_allocator
 from benchmarks.record import write_json
@@ -74,12 +75,18 @@ class Subject:
     def __init__(self, name: str) -> None:
         self.name, self.graphs = name, GraphCache()
         self.about: dict[str, Any] = {}
+        self.options: dict[str, Any]
         if name == DEMO:
             with connect_with_model(find_files()) as con:
                 model = con.library.named("retina")
             self.module, self.options = model.module, {"labels": model.labels}
             preprocessing = model.preprocessing
             self.options |= {"input_shape": preprocessing.shape, "mean": preprocessing.mean, "std": preprocessing.std}
+            return
+        if name in gated.SETTINGS:
+            trained = gated.trained(name.partition("/")[0])
+            self.about = {"accuracy": trained.accuracy, "start": "random"}
+            self.module, self.options = trained.module, {"labels": trained.names, **gated.PREPROCESSING}
             return
         found = ready(Setting.parse(name))
         with krypton.connect() as con:
@@ -92,6 +99,8 @@ class Subject:
 
     def images(self, count: int, first: int) -> Iterator[np.ndarray[Any, Any]]:
         """Pictures (H, W, 3) that the model was not trained on."""
+        if self.name in gated.SETTINGS:
+            return gated.unseen(count, first)
         if self.name != DEMO:
             return Setting.parse(self.name).test_images(count, first)
         return islice(scans(), first, first + count)
@@ -170,40 +179,35 @@ def _between(exact: Heatmap, values: Tensor, lattice: tuple[tuple[int, ...], tup
 
 
 @torch.no_grad()
-def measure(subject: Subject, image: np.ndarray[Any, Any], clauses: tuple[str, ...]) -> dict[str, Any]:
+def measure(subject: Subject, image: np.ndarray[Any, Any], clauses: tuple[str, ...], timed: bool) -> dict[str, Any]:
     """All maps of one picture. `seconds` are those of whole maps, naive ones reckoned from the positions measured; exact ones
-    are made before and after the others. Of naive and exact the fastest counts, of all others there is one."""
-    naive = Naive(subject.module, subject.options["input_shape"])
-    naive.round()
-    exact = subject.run(image, "")
-    found: dict[str, Heatmap] = {}
+    are made before and after the others. Of naive and exact the fastest counts, of all others there is one. Untimed rows have
+    none: others may compute meanwhile."""
+    naive = Naive(subject.module, subject.options["input_shape"]) if timed else None
+    exact, found = subject.run(image, ""), dict[str, Heatmap]()
     for number, clause in enumerate(clauses):
         found[clause] = subject.run(image, f"MODE APPROXIMATE WITH ({clause})")
-        if number % max(1, len(clauses) // NAIVE_ROUNDS) == 0:
+        if naive is not None and number % max(1, len(clauses) // NAIVE_ROUNDS) == 0:
             naive.round()
-    again = subject.run(image, "")
-    exact_seconds = min(exact.info["seconds"], again.info["seconds"])
-    maps = {clause: quality(heatmap, exact) | {"seconds": heatmap.info["seconds"]} for clause, heatmap in found.items()}
-    for name, heatmap, seconds in made(exact, found):
-        maps[name] = quality(heatmap, exact) | {"seconds": seconds}
-    naive_seconds = naive.best * exact.known.numel()
-    for entry in maps.values():  # each with those that it took turns with
-        entry |= {"naive": naive_seconds, "exact": exact_seconds}
+    taken: dict[str, float] | None = None
+    if naive is not None:
+        seconds = min(exact.info["seconds"], subject.run(image, "").info["seconds"])
+        taken = {"naive": naive.best * exact.known.numel(), "exact": seconds}
+    own = [(clause, heatmap, float(heatmap.info["seconds"])) for clause, heatmap in found.items()]
+    none = {"seconds": None, "naive": None, "exact": None}
+    maps = {
+        name: quality(heatmap, exact) | ({"seconds": spent} | taken if taken else none)  # those that it took turns with
+        for name, heatmap, spent in (*own, *made(exact, found))
+    }
     return {
         "positions": exact.known.numel(),
         "range": float(np.ptp(exact.drop())),
         "label": exact.label,
         "base": exact.base_score,
         "load": os.getloadavg()[0],  # about the threads in use when nobody else computes
-        "seconds": {"naive": naive_seconds, "exact": exact_seconds},
+        "seconds": taken,
         "maps": maps,
     }
-
-
-def untimed(row: dict[str, Any]) -> dict[str, Any]:
-    """The row without times: others may have computed meanwhile."""
-    none = {"seconds": None, "naive": None, "exact": None}
-    return row | {"seconds": None, "maps": {clause: entry | none for clause, entry in row["maps"].items()}}
 
 
 def saved(path: Path, machine: dict[str, object]) -> list[dict[str, Any]]:
@@ -222,7 +226,7 @@ def merged(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, An
     if before:
         seconds = row["seconds"] or before[0]["seconds"]
         row = row | {"seconds": seconds, "maps": before[0]["maps"] | row["maps"]}
-    order = [DEMO, *map(str, NINE)]
+    order = [DEMO, *map(str, NINE), *gated.SETTINGS]
     others = [old for old in rows if (old["setting"], old["picture"]) != key]
     return sorted([*others, row], key=lambda one: (order.index(one["setting"]), one["picture"]))
 
@@ -234,7 +238,8 @@ def save(path: Path, machine: dict[str, object], rows: list[dict[str, Any]]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     names = [DEMO, *map(str, NINE)]
-    parser.add_argument("--settings", nargs="*", default=names, choices=names, metavar="MODEL/SET", help=", ".join(names))
+    known = [*names, *gated.SETTINGS]
+    parser.add_argument("--settings", nargs="*", default=names, choices=known, metavar="MODEL/SET", help=", ".join(known))
     parser.add_argument("--scans", type=int, default=6, help="pictures of each setting")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture")
     parser.add_argument("--clauses", nargs="*", default=list(CLAUSES), help="as in WITH (...)")
@@ -258,9 +263,7 @@ def main() -> None:
                 subject.run(image, "IN REGION (0, 0, 48, 48)")  # graphs are captured, kernels made ready
                 warm = True
             row = {"setting": setting, "picture": number} | subject.about | {"when": time.strftime("%Y-%m-%d %H:%M")}
-            row |= {"commit": commit()} | measure(subject, image, tuple(arguments.clauses))
-            if arguments.no_times:
-                row = untimed(row)
+            row |= {"commit": commit()} | measure(subject, image, tuple(arguments.clauses), not arguments.no_times)
             save(arguments.out, machine, merged(saved(arguments.out, machine), row))
             console.print(f"{setting}, picture {number}: range {row['range']:.3f}", highlight=False)
     for table in tables.of(saved(arguments.out, machine)):

@@ -28,7 +28,8 @@ SCANS = SETS["retina"]
 
 
 def _group_norms() -> nn.Module:
-    return torchvision.models.resnet18(norm_layer=partial(nn.GroupNorm, 32))
+    module: nn.Module = torchvision.models.resnet18(norm_layer=partial(nn.GroupNorm, 32))
+    return module
 
 
 BUILT: dict[str, Callable[[], nn.Module]] = {
@@ -38,8 +39,10 @@ BUILT: dict[str, Callable[[], nn.Module]] = {
     "resnet18_gn": _group_norms,
 }
 
-GATED = tuple(f"{name}/scans" for name in BUILT)
+SETTINGS = tuple(f"{name}/scans" for name in BUILT)
 """Their names as settings of `benchmarks.approximate`."""
+
+PREPROCESSING = {"input_shape": (3, SIZE, SIZE), "mean": example("finetune").MEAN, "std": example("finetune").STD}
 
 
 @dataclass(frozen=True)

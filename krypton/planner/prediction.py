@@ -37,8 +37,8 @@ class Prediction:
 
     Parts: `memory` (got from the system, page by page), `inference` (of occluded images, in naive mode), `views` (of the
     image itself), `weights` (laid out for kernels), `tiles` (operators started for each), `deltas`, `cut` (deltas whose fields
-    will be cut, by as much as is usual), `head` (whole values), `precision` (measuring what low precision costs), `planning` (of
-    tiles for fields that are cut). `measuring`: seconds of these that find out what may be left out.
+    will be cut, by as much as is usual), `head` (whole values), `precision` (measuring what low precision costs), `planning`
+    (of tiles for fields that are cut). `measuring`: seconds of these that find out what may be left out.
     """
 
     positions: int = 0
