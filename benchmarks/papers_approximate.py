@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks import theory
-from benchmarks.approximate import PATCH, Naive
+from benchmarks.approximate import DEMO, PATCH, Naive
 from benchmarks.approximate import Subject as Trained
 from benchmarks.cases import Case, Subject
 from benchmarks.contenders import Stock
@@ -146,7 +146,7 @@ def figure_14(model: str, _: argparse.Namespace) -> list[Row]:
 
 def figure_7(path: Path, results: Path) -> None:
     """The curve of τ over the images that were tuned on; deviations are those of others, explained with the tuning."""
-    data = json.loads(results.read_text())
+    data = next(found for found in json.loads(results.read_text())["results"] if found["setting"] == DEMO)
     target = 0.9
     sampled = [Sampled(Approximation(**s["setting"]), tuple(s["ssim"]), tuple(s["cost"])) for s in data["sampled"]]
     tested = [row for row in data["rows"] if row["target"] == target and row["by"] == "by tuning" and row["ssim"] is not None]

@@ -209,11 +209,10 @@ def _trunk(model: str) -> Path:
     path = folder() / f"{model}-trunk.safetensors"
     if not path.exists():
         size: int = finetune.SIZES[model]
-        side = round(CROP * size / 32) * 32
-        training, held_out = (_crops(size, side, first, share) for first, share in ((TRAINING, 1.0), (HELD_OUT, 0.2)))
+        training, held_out = (crops(size, first, share) for first, share in ((TRAINING, 1.0), (HELD_OUT, 0.2)))
         parts = ["features"] if model == "vgg16" else ["all"]
         found = finetune.retrain(model, training, held_out, trunk=parts, epochs=EPOCHS[model])
-        finetune.save(found, model, path, side)
+        finetune.save(found, model, path, crop_side(size))
     return path
 
 
@@ -235,8 +234,14 @@ def pictures(name: str, size: int, of: Set, first: int, count: int) -> Any:
     return _read(root, write, size)
 
 
-def _crops(size: int, side: int, first: int, share: float) -> Any:
+def crop_side(size: int) -> int:
+    """Of pictures so large: pixels, whole multiples of what trunks divide sizes by."""
+    return round(CROP * size / 32) * 32
+
+
+def crops(size: int, first: int, share: float) -> Any:
     """Crops of all sets at their own scale, a class for each class of each set; normal ones where others have their finding."""
+    side = crop_side(size)
 
     def write(root: Path) -> None:
         for of in SETS.values():

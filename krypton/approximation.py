@@ -35,8 +35,6 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
     freeze = given.get("freeze", False)
     if not isinstance(freeze, bool):
         raise BindError(f"option freeze is TRUE or FALSE, not {freeze!r}")
-    if freeze and keep is not None:
-        raise BindError("freeze and keep do not go together: where changes are is measured with gates that follow them")
     drilldown, speedup = None, None
     fixed = sorted({"drilldown", "speedup"} & {*given})
     if within is not None and fixed:

@@ -34,7 +34,7 @@ from krypton.planner.cost import BYTES
 from krypton.planner.deadline import MOST_MEASURING, cheaper
 from krypton.planner.explain import FORMATS, explain
 from krypton.planner.observation import observed
-from krypton.planner.optimizer import plan_query
+from krypton.planner.optimizer import as_cut, plan_query
 from krypton.planner.patience import worth_waiting
 from krypton.planner.precision import without_approximations
 from krypton.planner.prediction import Prediction, predict, predict_naive
@@ -92,7 +92,9 @@ class Query:
         self._allowance = self._allowed()
         with closing(self._steps(0, reuse=False)) as steps:  # all of it is to be seen
             *_, answer = steps
-        plan, goal = self.plan(), answer.execution.goal
+        plan, goal, cut = self.plan(), answer.execution.goal, answer.execution.settled
+        if cut is not None and plan.tensor is not None and plan.tensor.keep < 1:
+            plan = as_cut(plan, cut, self.bound.settings, self._profiles.of(plan.device))
         if goal:
             plan = replace(plan, notes=(*plan.notes, goal))
         # times are shown per position, and a deadline may have left some out

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -27,7 +28,7 @@ from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan, StageKind, TensorPlan
 from krypton.ir.weights import Reference, WeightStore
 from krypton.planner.cost import DeviceProfile
-from krypton.planner.precision import by_weight, in_low_precision, without_approximations
+from krypton.planner.precision import by_weight, in_low_precision, without_approximations, without_cuts
 from krypton.planner.stages import with_tilings
 from krypton.planner.tiles import cheapest_tiling
 from krypton.settings import Settings
@@ -52,11 +53,12 @@ class Batch:
 @dataclass
 class Seen:
     """What turns out on the way. `trimmed`: occlusions are left out or made smaller, for the fill equals the image there.
-    `reused`: how many were known from an earlier run; `goal`: how a goal was met."""
+    `reused`: how many were known from an earlier run; `goal`: how a goal was met; `settled`: the plan whose fields are cut."""
 
     trimmed: bool = False
     reused: int = 0
     goal: str = ""
+    settled: TensorPlan | None = None
 
 
 class Engine(Protocol):
@@ -163,12 +165,15 @@ class TensorEngine:
 
     def measure(self, tiles: Sequence[OcclusionTile], *, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
+        if self._tensor.frozen:  # then there are no changes to see in what is exact
+            watched = self._compile(without_cuts(self._tensor), self._program, self._meter)
+            deque(tile_batches(watched, watched.plan, self._occluder, tiles), maxlen=0)
         return tile_batches(program, program.plan, self._occluder, tiles, pacing=pacing)
 
     def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
         graph = self._meter.cut(keep)
         tiling = cheapest_tiling(graph, plan.occlusions, self._profile, self._settings)
-        self._tensor = replace(self._tensor, graph=graph, tiling=tiling)
+        self._tensor = self.seen.settled = replace(self._tensor, graph=graph, tiling=tiling)
         self._program = self._compile(self._tensor, self._program)
         stages = with_tilings(plan.stages, graph, plan.occlusions, self._profile, self._settings)
         return replace(plan, tensor=self._tensor, stages=stages)

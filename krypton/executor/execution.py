@@ -71,6 +71,11 @@ class Execution:
         return self._seen.reused
 
     @property
+    def settled(self) -> TensorPlan | None:
+        """The plan with fields cut to where changes are, once these are measured."""
+        return self._seen.settled
+
+    @property
     def goal(self) -> str:
         """How the goal of the plan was reached, once it is; empty where there is none."""
         return self._seen.goal

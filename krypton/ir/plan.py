@@ -96,7 +96,7 @@ class Approximation:
     `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36). `keep`:
     fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
     query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
-    `freeze`: squeeze-and-excitation gates keep their values. `within`: seconds from the start of the run to its result.
+    `freeze`: gates and the moments of group norms keep their values. `within`: seconds from the start of the run to its result.
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
     `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`), with a
     deadline whatever is not needed for it.

@@ -25,6 +25,7 @@ from krypton.planner.fields import Fields
 from krypton.planner.precision import in_low_precision
 from krypton.planner.rules import RULES, Context, Rule
 from krypton.planner.rules.base import tensor_plan
+from krypton.planner.rules.energy_cut import UNCUT
 from krypton.planner.stages import plan_stages, with_tilings
 from krypton.planner.tiles import sample, single_tiling
 from krypton.settings import Settings
@@ -76,6 +77,14 @@ def plan_query(
     costs = _costs(plan, context)
     notes = (*plan.notes, *_saved(plan, context, costs))
     return replace(plan, tensor=replace(tensor_plan(plan), costs=costs), notes=notes)
+
+
+def as_cut(plan: QueryPlan, tensor: TensorPlan, settings: Settings, profile: DeviceProfile) -> QueryPlan:
+    """A plan that asks for an energy cut with the fields that a run cut, priced, and what that saves in the notes."""
+    context = Context(settings, profile, torch.device(plan.device))
+    cut = replace(plan, tensor=tensor, notes=tuple(note.removesuffix(UNCUT) for note in plan.notes))
+    costs = _costs(cut, context)
+    return replace(cut, tensor=replace(tensor, costs=costs), notes=(*cut.notes, *_saved(cut, context, costs)))
 
 
 def _saved(plan: QueryPlan, context: Context, costs: Mapping[int, Cost]) -> list[str]:

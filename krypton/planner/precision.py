@@ -135,6 +135,11 @@ def without_approximations(tensor: TensorPlan) -> TensorPlan:
     """The plan that computes exactly what this one approximates: whole fields, and all convolutions in float32."""
     if tensor.frozen:  # what is frozen ends increments when it is not
         return TensorPlan(joined(tensor.graph.whole()), tiling=tensor.tiling, head_batch=min(tensor.head_batch, WHOLE_BATCH))
+    return without_cuts(tensor)
+
+
+def without_cuts(tensor: TensorPlan) -> TensorPlan:
+    """The plan with whole fields, and all convolutions in float32; what is frozen stays so."""
     uncut = tensor.uncut()
     return replace(uncut, graph=exact_kernels(uncut.graph, uncut.alternatives), tolerance=0.0)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from krypton.approximation import check_approximation
 from krypton.errors import BindError
 from krypton.executor import execute
+from krypton.ir.occlusions import Grid
 from krypton.ir.plan import Approximation, QueryPlan, TensorPlan
 from krypton.ir.serde import plan_from_json, plan_to_json
 from krypton.kernels import DEFERRED
@@ -24,9 +25,9 @@ INCREMENTAL = {"disabled_rules": "full_when_cheaper"}
 FREEZE = Approximation(freeze=True)
 
 
-def planned(approximation: Approximation = FREEZE, name: str = "gated", **settings: object) -> QueryPlan:
+def planned(approximation: Approximation = FREEZE, name: str = "gated", grid: Grid = GRID, **settings: object) -> QueryPlan:
     values = settings_of(INCREMENTAL | settings)
-    return plan_query(captured_model(name), GRID, mode="approximate", approximation=approximation, settings=values)
+    return plan_query(captured_model(name), grid, mode="approximate", approximation=approximation, settings=values)
 
 
 def tensor_of(plan: QueryPlan) -> TensorPlan:
@@ -40,7 +41,7 @@ def modes(plan: QueryPlan, op: str) -> set[str]:
 
 def answers(plan: QueryPlan, name: str = "gated") -> tuple[Tensor, Tensor]:
     """Logits (n, K) in the order of positions, and which are exact (n,); those that were held out come last."""
-    logits, exact = torch.zeros(GRID.count, 5), torch.zeros(GRID.count, dtype=torch.bool)
+    logits, exact = torch.zeros(plan.occlusions.count, 5), torch.zeros(plan.occlusions.count, dtype=torch.bool)
     for batch in execute(plan, *image_and_fill(), weights=captured_model(name).weights):
         logits[batch.indices], exact[batch.indices] = batch.logits, batch.exact
     return logits, exact
@@ -109,6 +110,18 @@ def test_the_answer_is_that_of_the_model_with_constant_statistics(name: str, set
 
 
 @pytest.mark.parametrize("name", ["gated", "grouped"])
+def test_fields_behind_what_is_frozen_are_cut_to_where_changes_are(name: str) -> None:
+    (image, fill), grid = image_and_fill(), Grid(GRID.image, (4, 3), (1, 2))
+    frozen = Oracle(with_constant_statistics(model(name), image), image, fill, grid).reference
+    errors = []
+    for keep in (0.5, 0.9999):
+        logits, exact = answers(planned(Approximation(freeze=True, keep=keep), name, grid, batch=2), name)
+        assert 0 < int(exact.sum()) < grid.count
+        errors.append(float((logits.double() - frozen)[~exact].norm()))
+    assert 0 < errors[1] < 0.1 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["gated", "grouped"])
 def test_what_is_held_out_is_exact(name: str) -> None:
     logits, exact = answers(planned(Approximation(freeze=True, quality_share=0.3), name), name)
     wanted = Oracle(model(name), *image_and_fill(), GRID)
@@ -149,7 +162,6 @@ def test_gates_and_norms_behind_the_end_of_increments_are_as_ever() -> None:
     ("options", "message"),
     [
         ({"freeze": 1}, "freeze is TRUE or FALSE, not 1"),
-        ({"freeze": True, "keep": 0.9}, "freeze and keep do not go together"),
         ({"freeze": True, "ssim": 0.9}, "ssim is a goal, and freeze already says"),
     ],
 )
@@ -158,8 +170,8 @@ def test_mistakes(options: dict[str, object], message: str) -> None:
         check_approximation(options, seed=0)
 
 
-def test_frozen_gates_go_together_with_tau_and_drilldown() -> None:
+def test_freeze_goes_together_with_everything_else() -> None:
     assert check_approximation({"freeze": True}, seed=0).drilldown is None
     assert check_approximation({"freeze": False}, seed=0).drilldown is not None
-    both = check_approximation({"freeze": True, "tau": 0.5, "drilldown": 0.1}, seed=0)
-    assert both.names() == ["freeze", "tau 0.5", "drilldown 0.1", "speedup 3"]
+    both = check_approximation({"freeze": True, "tau": 0.5, "keep": 0.9, "drilldown": 0.1}, seed=0)
+    assert both.names() == ["freeze", "tau 0.5", "keep 0.9", "drilldown 0.1", "speedup 3"]

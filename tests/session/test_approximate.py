@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -178,6 +179,22 @@ def test_cut_maps_are_near_the_exact_one_and_say_how_near(
     assert 0 < truth.relative_rmse < 0.2
     assert heatmap.quality.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.5)
     assert heatmap.quality.approximations == tuple(option.replace(" =>", "").split(", "))
+
+
+@pytest.mark.usefixtures("incremental")
+def test_analyze_shows_the_fields_that_the_run_cut_and_what_that_saves(
+    con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    query = con.sql(f"{FINE} MODE APPROXIMATE WITH (keep => 0.8)", {"img": pixels})
+    planned, ran = (query.explain(analyze=analyze) for analyze in (False, True))
+    assert "measured as the query runs; those shown are uncut" in planned
+    assert "shown are uncut" not in ran
+    (saved,) = re.findall(r"the fields of \d operators are cut, which leaves (\d+)% of the arithmetic", ran)
+    assert 0 < int(saved) < 100
+    conv = r"conv .* \d+×\d+×\d+ +(\d+)×(\d+)"
+    fields = [[int(a) * int(b) for a, b in re.findall(conv, text)] for text in (planned, ran)]
+    assert all(after <= before for before, after in zip(*fields, strict=True))
+    assert sum(fields[1]) < sum(fields[0])
 
 
 @pytest.mark.usefixtures("incremental")

@@ -125,7 +125,7 @@ def _layered() -> _Steps:
 def _grouped() -> _Steps:
     """Group norms in a residual block, an instance norm before it."""
     s = _Steps()
-    x = s.conv(0, 6, 3, stride=2, norm=False)
+    x = s.conv(s.conv(0, 4, 5, act="relu", norm=False), 6, 5, stride=2, norm=False)
     x = s.add("activation", s.add("group_norm", x, groups=6), name="relu")
     y = s.add("activation", s.add("group_norm", s.conv(x, 6, 3, norm=False), groups=2), name="relu")
     y = s.add("group_norm", s.conv(y, 6, 3, norm=False), groups=1)

@@ -13,6 +13,8 @@ from krypton.planner.projection import windowed
 from krypton.planner.rules.base import Context, tensor_plan
 from krypton.planner.stages import MEASURED
 
+UNCUT = "; those shown are uncut"
+
 
 def energy_cut(plan: QueryPlan, context: Context) -> QueryPlan:
     """Ask for the cut, where there is something to cut; nothing without keep."""
@@ -21,5 +23,5 @@ def energy_cut(plan: QueryPlan, context: Context) -> QueryPlan:
         return plan
     if plan.occlusions.count < MEASURED:
         return replace(plan, notes=(*plan.notes, "so few occlusions are not worth measuring: no field is cut"))
-    note = f"fields are cut to {keep:g} of the squared change, measured as the query runs; those shown are uncut"
+    note = f"fields are cut to {keep:g} of the squared change, measured as the query runs{UNCUT}"
     return replace(plan, tensor=replace(tensor, keep=keep), notes=(*plan.notes, note))
