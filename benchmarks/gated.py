@@ -24,7 +24,7 @@ from benchmarks.examples import example
 from benchmarks.settings import ENOUGH, HELD_OUT, SETS, TESTING, TRAINING, Pixels, crops, folder, pictures
 
 SIZE = 224
-EPOCHS = 10
+EPOCHS = 16
 SCANS = SETS["retina"]
 
 

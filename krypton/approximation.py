@@ -9,9 +9,9 @@ from krypton.errors import BindError
 from krypton.ir.plan import Approximation
 from krypton.planner.stages import first_stride
 
-APPROXIMATE_OPTIONS = ("tau", "keep", "freeze", "drilldown", "speedup", "ssim", "quality_share")
+APPROXIMATE_OPTIONS = ("tau", "crop", "keep", "freeze", "drilldown", "speedup", "ssim", "quality_share")
 
-MEANS = ("tau", "keep", "freeze", "drilldown", "speedup")
+MEANS = ("tau", "crop", "keep", "freeze", "drilldown", "speedup")
 """Those that say what is left out."""
 
 DRILLDOWN, SPEEDUP = 0.25, 3.0
@@ -32,9 +32,9 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
     if "ssim" in given:
         return Approximation(quality_share=share, seed=seed, within=within, ssim=check_goal(given))
     tau, keep = (number_option(name, given[name], 0, 1, above=True) if name in given else None for name in ("tau", "keep"))
-    freeze = given.get("freeze", False)
-    if not isinstance(freeze, bool):
-        raise BindError(f"option freeze is TRUE or FALSE, not {freeze!r}")
+    freeze, crop = (flag_option(name, given.get(name, False)) for name in ("freeze", "crop"))
+    if crop and tau is None:
+        raise BindError("option crop says how tau cuts fields, and tau is missing: write WITH (tau => 0.7, crop => TRUE), say")
     drilldown, speedup = None, None
     fixed = sorted({"drilldown", "speedup"} & {*given})
     if within is not None and fixed:
@@ -45,7 +45,7 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
         drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
         speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
         first_stride(drilldown, speedup)
-    return Approximation(tau, keep, drilldown, speedup, share, seed, within, freeze=freeze)
+    return Approximation(tau, keep, drilldown, speedup, share, seed, within, freeze=freeze, crop=crop)
 
 
 def check_goal(given: Mapping[str, Any]) -> float:
@@ -62,6 +62,13 @@ def check_goal(given: Mapping[str, Any]) -> float:
 def tunable(options: Mapping[str, Any], within: float | None) -> bool:
     """Whether the options of a query in mode approximate leave it to a tuning, or to its deadline, what is left out."""
     return not {name.lower() for name in options} & {*MEANS, *([] if within is None else ["tolerance"])}
+
+
+def flag_option(name: str, value: object) -> bool:
+    """TRUE or FALSE, as an option takes it; raises BindError."""
+    if not isinstance(value, bool):
+        raise BindError(f"option {name} is TRUE or FALSE, not {value!r}")
+    return value
 
 
 def whole_option(name: str, value: object, least: int) -> int:

@@ -93,10 +93,11 @@ class RuleReport:
 class Approximation:
     """What MODE APPROXIMATE may leave out. None: nothing of that kind.
 
-    `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36). `keep`:
-    fields are cut to where that share of the squared change is. `drilldown`: the share of positions that is computed at the
-    query's own stride, `speedup`: how many times fewer positions are to be computed in all (equations 38 and 39).
-    `freeze`: gates and the moments of group norms keep their values. `within`: seconds from the start of the run to its result.
+    `tau`: fields are cut to that part of the map (projective field thresholding, Krypton paper, equations 30 to 36); with
+    `crop` by leaving out what operators read, as in the paper, not what they make of it. `keep`: fields are cut to where that
+    share of the squared change is. `drilldown`: the share of positions that is computed at the query's own stride, `speedup`:
+    how many times fewer positions are to be computed in all (equations 38 and 39). `freeze`: gates and the moments of group
+    norms keep their values. `within`: seconds from the start of the run to its result.
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
     `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`), with a
     deadline whatever is not needed for it.
@@ -111,10 +112,12 @@ class Approximation:
     within: float | None = None
     ssim: float | None = None
     freeze: bool = False
+    crop: bool = False
 
     def names(self) -> list[str]:
         """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
-        found = [*["freeze"] * self.freeze, *(f"{name} {value:g}" for name, value in self.options().items())]
+        flags = [name for name in ("freeze", "crop") if getattr(self, name)]
+        found = [*flags, *(f"{name} {value:g}" for name, value in self.options().items())]
         return found if self.within is None else [*found, f"within {self.within:g} s"]
 
     def options(self) -> dict[str, float]:

@@ -88,10 +88,9 @@ def _stage_from_json(data: Json) -> Stage:
 
 def _approximation_from_json(data: Json) -> Approximation:
     names = ("tau", "keep", "drilldown", "speedup", "within", "ssim")
-    numbers = {name: float(data[name]) for name in names if data[name] is not None}
-    return Approximation(
-        **numbers, quality_share=float(data["quality_share"]), seed=int(data["seed"]), freeze=bool(data["freeze"])
-    )
+    given: Json = {name: float(data[name]) for name in names if data[name] is not None}
+    given |= {name: bool(data[name]) for name in ("freeze", "crop")}
+    return Approximation(**given, quality_share=float(data["quality_share"]), seed=int(data["seed"]))
 
 
 def _tiling_to_json(tiling: Tiling) -> Json:

@@ -64,9 +64,10 @@ def test_projections_are_the_middles_of_fields(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("tau", [0.3, 0.6, 0.9])
-def test_tau_bounds_the_size_of_what_one_occlusion_changes(name: str, tau: float) -> None:
-    plan = planned(name, Approximation(tau=tau))
+def test_tau_bounds_the_size_of_what_one_occlusion_changes(name: str, crop: bool, tau: float) -> None:
+    plan = planned(name, Approximation(tau=tau, crop=crop))
     cut, whole = Fields(tensor_of(plan).graph), Fields(tensor_of(plan).uncut().graph)
     for axis in AXES:
         for interval in GRID.intervals(axis):
@@ -92,10 +93,25 @@ def test_cut_fields_grow_with_what_is_occluded(name: str) -> None:
                     assert all(larger[node].contains(smaller[node]) for node in smaller if graph.index()[node].spatial)
 
 
-def test_tau_1_is_exact() -> None:
-    plan = planned("residual", Approximation(tau=1.0, quality_share=0.5))
+@pytest.mark.parametrize("crop", [False, True])
+def test_tau_1_is_exact(crop: bool) -> None:
+    plan = planned("residual", Approximation(tau=1.0, crop=crop, quality_share=0.5))
     assert not tensor_of(plan).cut
     assert [stage.kind for stage in plan.stages] == ["every"]
+
+
+def test_cropped_inputs_leave_less_of_the_change_than_cut_outputs() -> None:
+    """By hand, on one axis of a first convolution of 3 without stride: of 19 rows 0.2 leaves 4, which 4 - 3 + 1 rows make."""
+    plan = planned("residual", Approximation(tau=0.2, crop=True))
+    graph = tensor_of(plan).graph
+    inputs = [graph.index()[node.inputs[0]] for node in graph if windowed(node) and "kernel" in node.attrs]
+    assert {node.op for node in inputs} == {"combine"}
+    fields = Fields(graph)
+    for node in (node for node in graph if windowed(node)):
+        stride, kernel = node.attrs["stride"][0], node.attrs["kernel"][0]
+        read = fields.changed(0, Interval(8, 12))[node.inputs[0]]
+        assert read.size <= max(1, stride * max(1, round(0.2 * node.shape[1])) - kernel + 1)
+    assert "projective_threshold" in explain(plan)
 
 
 def test_explain_shows_cut_fields_and_what_they_leave() -> None:
@@ -110,7 +126,11 @@ def test_explain_shows_cut_fields_and_what_they_leave() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("approximation", [Approximation(tau=0.5), Approximation(keep=0.9), Approximation(0.7, 0.99)], ids=str)
+@pytest.mark.parametrize(
+    "approximation",
+    [Approximation(tau=0.5), Approximation(tau=0.5, crop=True), Approximation(keep=0.9), Approximation(0.7, 0.99)],
+    ids=str,
+)
 def test_plans_with_cuts_survive_json(name: str, approximation: Approximation) -> None:
     plan = planned(name, approximation)
     assert tensor_of(plan).cut
@@ -142,7 +162,11 @@ def cut_by_hand(program: Program, occluder: Occluder, tile: OcclusionTile) -> Te
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("approximation", [Approximation(tau=0.5), Approximation(keep=0.9), Approximation(0.7, 0.95)], ids=str)
+@pytest.mark.parametrize(
+    "approximation",
+    [Approximation(tau=0.5), Approximation(tau=0.5, crop=True), Approximation(keep=0.9), Approximation(0.7, 0.95)],
+    ids=str,
+)
 def test_answers_are_those_of_whole_maps_cut_by_hand(name: str, kernels: str, approximation: Approximation) -> None:
     image, fill = image_and_fill()
     asked, chosen = Grid((19, 16), (4, 3), (2, 3)), settings_of(SMALL | {"kernels": kernels})
@@ -176,12 +200,12 @@ def test_answers_are_those_of_whole_maps_cut_by_hand(name: str, kernels: str, ap
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @settings(max_examples=25)
-@given(cases(), st.sampled_from([0.3, 0.6, 0.9, None]), st.sampled_from([0.8, 0.99, None]))
-def test_random_nets_keep_to_their_cut_fields(case: Case, tau: float | None, keep: float | None) -> None:
+@given(cases(), st.sampled_from([0.3, 0.6, 0.9, None]), st.sampled_from([0.8, 0.99, None]), st.booleans())
+def test_random_nets_keep_to_their_cut_fields(case: Case, tau: float | None, keep: float | None, crop: bool) -> None:
     """Debug mode checks I1; every value is finite, and exact where it says so."""
     net, (image, fill) = case.net(), case.tensors()
     captured = capture(net, case.image)
-    approximation = Approximation(tau, keep, quality_share=0.3)
+    approximation = Approximation(tau, keep, quality_share=0.3, crop=crop)
     plan = plan_query(captured, case.occlusions, mode="approximate", approximation=approximation, settings=settings_of(SMALL))
     plan = plan_from_json(plan_to_json(plan))
     oracle = Oracle(net, image, fill, case.occlusions)
