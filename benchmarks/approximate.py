@@ -57,6 +57,8 @@ CLAUSES = (
     "keep => 0.93",
     "tau => 0.8",
     "tau => 0.6",
+    "crop => TRUE, tau => 0.8",
+    "crop => TRUE, tau => 0.6",
     *DRILLDOWNS,
     *(f"keep => 0.99, {drilldown}" for drilldown in DRILLDOWNS),
     *LATTICES.values(),

@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def usually_kept(keep: float) -> float:
     """What an energy cut leaves of the cost of increments, before it has seen where changes are: times are mostly 0.6
     to 0.9 of exact ones with 0.999, and a fifth less for every nine less (docs/approximation.md)."""
-    return 1.0 if keep >= 1 else min(max(0.2 - 0.2 * math.log10(1 - keep), 0.3), 1.0)
+    return 1.0 if keep >= 1 else min(max(0.25 - 0.2 * math.log10(1 - keep), 0.3), 1.0)
 
 
 class KernelCost(NamedTuple):
