@@ -1,8 +1,8 @@
 """Models whose layers look at whole maps, trained here: what `freeze` is measured on.
 
-Squeeze-and-excitation blocks of three kinds, and a ResNet18 with group norms in place of batch norms. Trunks are trained from
-scratch on the crops that those of the papers' settings are trained on, the last layer then on whole retina scans. They are kept
-in the cache folder: `python -m benchmarks.gated` makes them all (some minutes each).
+ResNet18 with squeeze-and-excitation blocks, ResNet18 with group norms in place of batch norms, and EfficientNet B0. Trunks are
+trained from scratch on the crops that those of the papers' settings are trained on, the last layer then on whole retina scans.
+They are kept in the cache folder: `python -m benchmarks.gated` makes them all (some minutes each).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import timm
 import torch
 import torchvision
 from rich.console import Console
@@ -33,10 +34,14 @@ def _group_norms() -> nn.Module:
     return module
 
 
+def _excitations() -> nn.Module:
+    module: nn.Module = timm.create_model("seresnet18", pretrained=False)
+    return module
+
+
 BUILT: dict[str, Callable[[], nn.Module]] = {
+    "seresnet18": _excitations,
     "resnet18_gn": _group_norms,
-    "mobilenet_v3_large": torchvision.models.mobilenet_v3_large,
-    "regnet_y_400mf": torchvision.models.regnet_y_400mf,
     "efficientnet_b0": torchvision.models.efficientnet_b0,
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,9 +36,10 @@ HIDDEN = 4  # of so many pictures with a finding, one has it hidden, and counts 
 TRAINING, HELD_OUT, TESTING = 0, 500_000, 700_000  # first seeds
 CROP = 96 / 224  # of the height and width, what trunks are trained on
 INSET, EDGE = 0.4, 6  # of the height and width, a photo on a texture; pixels that its edge is blurred over
-TOPS = {"resnet18": ["layer4"], "vgg16": ["classifier"], "inception_v3": ["Mixed_7b", "Mixed_7c"]}
+TOPS = {"resnet18": ["layer4"], "inception_v3": ["Mixed_7b", "Mixed_7c"]}
 TOP_EPOCHS = 8
-"""Trained on whole pictures where the last layer alone is not enough."""
+"""Trained on whole pictures where the last layer alone is not enough. VGG16's top has too many weights for so few pictures: its
+trunk is trained further instead, on crops of the set alone."""
 EPOCHS = {"resnet18": 8, "vgg16": 12, "inception_v3": 14}
 
 Pixels = NDArray[np.uint8]
@@ -197,8 +198,9 @@ def _retrain(setting: Setting, path: Path) -> None:
     if found is None or found.accuracy < ENOUGH:
         found = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model))
     if found.accuracy < ENOUGH:
-        top, epochs = TOPS[setting.model], TOP_EPOCHS
-        other = finetune.retrain(setting.model, training, held_out, weights=_trunk(setting.model), trunk=top, epochs=epochs)
+        top = TOPS.get(setting.model, [])
+        weights = _trunk(setting.model) if top else _trunk_of(setting)
+        other = finetune.retrain(setting.model, training, held_out, weights=weights, trunk=top, epochs=TOP_EPOCHS)
         found = max(found, other, key=lambda tried: float(tried.accuracy))
     finetune.save(found, setting.model, path, size)
 
@@ -213,6 +215,18 @@ def _trunk(model: str) -> Path:
         parts = ["features"] if model == "vgg16" else ["all"]
         found = finetune.retrain(model, training, held_out, trunk=parts, epochs=EPOCHS[model])
         finetune.save(found, model, path, crop_side(size))
+    return path
+
+
+def _trunk_of(setting: Setting) -> Path:
+    """The same trained further on twice as many crops of one set alone."""
+    finetune, path = example("finetune"), folder() / f"{setting.model}-{setting.set}-trunk.safetensors"
+    if not path.exists():
+        size, only = setting.size, [SETS[setting.set]]
+        training, held_out = (crops(size, first, share, only) for first, share in ((TRAINING, 2.0), (HELD_OUT, 0.2)))
+        weights = _trunk(setting.model)
+        found = finetune.retrain(setting.model, training, held_out, weights=weights, trunk=["features"], epochs=TOP_EPOCHS)
+        finetune.save(found, setting.model, path, crop_side(size))
     return path
 
 
@@ -239,17 +253,17 @@ def crop_side(size: int) -> int:
     return round(CROP * size / 32) * 32
 
 
-def crops(size: int, first: int, share: float) -> Any:
-    """Crops of all sets at their own scale, a class for each class of each set; normal ones where others have their finding."""
-    side = crop_side(size)
+def crops(size: int, first: int, share: float, sets: Sequence[Set] = tuple(SETS.values())) -> Any:
+    """Crops of sets at their own scale, a class for each class of each set; normal ones where others have their finding."""
+    side, name = crop_side(size), "" if len(sets) == len(SETS) else "-".join(["", *(of.name for of in sets), f"{share:g}"])
 
     def write(root: Path) -> None:
-        for of in SETS.values():
+        for of in sets:
             for kind in of.classes():
                 for number in range(round(share * of.crops)):
                     _cut_crops(root, of, kind, first + number, size, side)
 
-    return _read(folder() / f"crops-{size}-{side}-{first}", write, side)
+    return _read(folder() / f"crops-{size}-{side}-{first}{name}", write, side)
 
 
 def _read(root: Path, write: Callable[[Path], None], size: int) -> Any:

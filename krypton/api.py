@@ -66,7 +66,7 @@ def explain_occlusion(
       than 1024x1024 pixels need it. mean, std, labels, activation: as in `Connection.register_model`. These five are
       for modules; a source knows its own
     - options: those of WITH: batch, seed, tolerance; with mode "approximate" also drilldown, speedup, tau, keep,
-      crop, freeze, ssim and quality_share
+      crop, freeze, correct, ssim and quality_share
 
     Raises KryptonError of the kind that fits. Graphs that were captured are kept as long as their module lives.
     """

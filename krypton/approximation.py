@@ -9,9 +9,9 @@ from krypton.errors import BindError
 from krypton.ir.plan import Approximation
 from krypton.planner.stages import first_stride
 
-APPROXIMATE_OPTIONS = ("tau", "crop", "keep", "freeze", "drilldown", "speedup", "ssim", "quality_share")
+APPROXIMATE_OPTIONS = ("tau", "crop", "keep", "freeze", "correct", "drilldown", "speedup", "ssim", "quality_share")
 
-MEANS = ("tau", "crop", "keep", "freeze", "drilldown", "speedup")
+MEANS = ("tau", "crop", "keep", "freeze", "correct", "drilldown", "speedup")
 """Those that say what is left out."""
 
 DRILLDOWN, SPEEDUP = 0.25, 3.0
@@ -35,6 +35,9 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
     freeze, crop = (flag_option(name, given.get(name, False)) for name in ("freeze", "crop"))
     if crop and tau is None:
         raise BindError("option crop says how tau cuts fields, and tau is missing: write WITH (tau => 0.7, crop => TRUE), say")
+    correct = whole_option("correct", given["correct"], 2) if "correct" in given else None
+    if correct is not None:
+        _check_correction(given, within)
     drilldown, speedup = None, None
     fixed = sorted({"drilldown", "speedup"} & {*given})
     if within is not None and fixed:
@@ -45,7 +48,21 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
         drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
         speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
         first_stride(drilldown, speedup)
-    return Approximation(tau, keep, drilldown, speedup, share, seed, within, freeze=freeze, crop=crop)
+    return Approximation(tau, keep, drilldown, speedup, share, seed, within, freeze=freeze, crop=crop, correct=correct)
+
+
+def _check_correction(given: Mapping[str, Any], within: float | None) -> None:
+    if within is not None:
+        raise BindError("WITHIN and option correct contradict each other: one computes what there is time for. Leave one out")
+    if fixed := sorted({"drilldown", "speedup"} & {*given}):
+        raise BindError(
+            f"options correct and {fixed[0]} contradict each other: one corrects a cheap map of all positions, the other "
+            "leaves positions out. Leave one out"
+        )
+    if not given.get("freeze") and not {"tau", "keep"} & {*given}:
+        raise BindError(
+            "option correct mends what freeze, keep or tau leave out: write one, WITH (freeze => TRUE, correct => 4)"
+        )
 
 
 def check_goal(given: Mapping[str, Any]) -> float:

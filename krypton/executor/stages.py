@@ -55,8 +55,10 @@ class StageRun:
                 yield from self._measure(stage)
             case "interpolate":
                 yield from self._interpolate(stage)
+            case "correct":
+                yield from self._correct(stage)
             case "hold_out" if self.measured:
-                yield from (self._note(batch, stage) for batch in self.measured)
+                yield from (self._note(part, stage) for batch in self.measured if (part := self._rough(batch)) is not None)
             case _:
                 yield from self._compute(stage)
 
@@ -71,15 +73,31 @@ class StageRun:
             assert self.plan.tensor is not None
             self.plan = self.engine.settled(self.plan, self.plan.tensor.keep)
 
+    def _rough(self, batch: Batch) -> Batch | None:
+        """The part of an exact batch whose positions are known approximately alone."""
+        rough = (~self.exact[batch.indices]).nonzero()[:, 0]
+        return replace(batch, indices=torch.as_tensor(batch.indices)[rough], logits=batch.logits[rough]) if len(rough) else None
+
     def _interpolate(self, stage: Stage) -> Iterator[Batch]:
         rest = (~self.known).nonzero()[:, 0]
         if len(rest):
             yield self._note(Batch(rest, self.between[rest], exact=False), stage)
 
+    def _correct(self, stage: Stage) -> Iterator[Batch]:
+        """Exact values at crossings; what the cheap ones there are off by is taken to vary evenly between them."""
+        cheap = self.logits.clone()
+        yield from self._compute(stage)
+        if not self.cancelled:
+            assert isinstance(self.plan.occlusions, Grid)
+            errors = bilinear(self.logits - cheap, self.plan.occlusions, (stage.rows, stage.columns))
+            rest = (~self.exact).nonzero()[:, 0]
+            mended = self._note(Batch(rest, cheap[rest] + errors[rest], exact=False), stage)
+            yield replace(mended, stage="interpolate")
+
     def _compute(self, stage: Stage) -> Iterator[Batch]:
         tiles = self._tiles(stage)
         missing = _count(tiles)
-        for batch in self.engine.run(tiles, exact=stage.kind == "hold_out"):
+        for batch in self.engine.run(tiles, exact=stage.kind in ("correct", "hold_out")):
             missing -= len(batch.indices)
             yield self._note(batch, stage)
         self.cancelled = missing > 0
@@ -94,7 +112,7 @@ class StageRun:
 
     def _tiles(self, stage: Stage) -> list[OcclusionTile]:
         occlusions, tensor = self.plan.occlusions, self.plan.tensor
-        if tensor is not None and stage.kind in ("every", "coarse"):
+        if tensor is not None and stage.kind in ("every", "coarse", "correct"):
             tiling, lattice = (tensor.tiling, None) if stage.kind == "every" else (stage.tiling, (stage.rows, stage.columns))
             return spread(tiling, occlusions, lattice)
         chosen = self._chosen(stage)
@@ -108,7 +126,7 @@ class StageRun:
     def _chosen(self, stage: Stage) -> list[int]:
         """The positions that a stage computes."""
         match stage.kind:
-            case "coarse":
+            case "coarse" | "correct":
                 width = self.plan.occlusions.shape[1]
                 return [row * width + column for row in stage.rows for column in stage.columns]
             case "refine":

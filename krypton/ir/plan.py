@@ -97,7 +97,8 @@ class Approximation:
     `crop` by leaving out what operators read, as in the paper, not what they make of it. `keep`: fields are cut to where that
     share of the squared change is. `drilldown`: the share of positions that is computed at the query's own stride, `speedup`:
     how many times fewer positions are to be computed in all (equations 38 and 39). `freeze`: gates and the moments of group
-    norms keep their values. `within`: seconds from the start of the run to its result.
+    norms keep their values. `correct`: every so manyth row and column is computed exactly, too, and what others are off by is
+    interpolated. `within`: seconds from the start of the run to its result.
     `quality_share`: the share of positions that is computed exactly to measure the quality, evenly drawn by `seed`.
     `ssim`: the quality that is to be reached; what is left out then turns out as the query runs (`planner.goals`), with a
     deadline whatever is not needed for it.
@@ -113,6 +114,7 @@ class Approximation:
     ssim: float | None = None
     freeze: bool = False
     crop: bool = False
+    correct: int | None = None
 
     def names(self) -> list[str]:
         """The approximations with their numbers, as WITH has them: `drilldown 0.25`."""
@@ -122,25 +124,26 @@ class Approximation:
 
     def options(self) -> dict[str, float]:
         """What is left out, by the names of WITH; empty where nothing is."""
-        named = {name: getattr(self, name) for name in ("tau", "keep", "drilldown", "speedup", "ssim")}
+        named = {name: getattr(self, name) for name in ("tau", "keep", "correct", "drilldown", "speedup", "ssim")}
         return {name: value for name, value in named.items() if value is not None}
 
 
-StageKind = Literal["measure", "every", "coarse", "refine", "interpolate", "hold_out", "level"]
+StageKind = Literal["measure", "every", "correct", "coarse", "refine", "interpolate", "hold_out", "level"]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of an approximate answer; what a later one does depends on what those before it found.
 
-    measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. coarse: those at
-    the crossings of some `rows` and `columns` of the grid. refine: the positions whose interpolated score is lowest, as far as
-    they are not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
+    measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. correct: those at
+    the crossings of some `rows` and `columns` exactly, and what the others are off by interpolated between these. coarse: those
+    at the crossings of some `rows` and `columns`. refine: the positions whose interpolated score is lowest, as far as they are
+    not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
     are only approximately known, exactly; those that were measured, if any were. Once a goal is promised by those that were
     measured, no more positions are computed, and the others are interpolated. level: those at the crossings of some `rows`
     and `columns` that no level before it had, as far as there is time; without rows and columns, all that are left.
-    `count` is how many positions the stage fills in; for refine what is expected. `tiling` gathers coarse positions, or those
-    of a level, into tiles, its runs counted in `rows` and `columns`.
+    `count` is how many positions the stage asks about or fills in; for refine what is expected. `tiling` gathers those at
+    crossings into tiles, its runs counted in `rows` and `columns`.
     """
 
     kind: StageKind

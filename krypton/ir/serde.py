@@ -90,6 +90,7 @@ def _approximation_from_json(data: Json) -> Approximation:
     names = ("tau", "keep", "drilldown", "speedup", "within", "ssim")
     given: Json = {name: float(data[name]) for name in names if data[name] is not None}
     given |= {name: bool(data[name]) for name in ("freeze", "crop")}
+    given["correct"] = None if data["correct"] is None else int(data["correct"])
     return Approximation(**given, quality_share=float(data["quality_share"]), seed=int(data["seed"]))
 
 

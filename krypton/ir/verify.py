@@ -109,8 +109,10 @@ def _verify_stages(plan: QueryPlan) -> None:
         raise PlanError(f"an approximate plan begins with all positions or coarse ones, not with {kinds[0]!r}")
     if kinds and kinds[0] != "coarse" and {"refine", "interpolate"} & {*kinds}:
         raise PlanError("only between coarse positions something can be refined and interpolated")
+    if "correct" in kinds and kinds[:2] != ["every", "correct"]:
+        raise PlanError("only a map of all positions can be corrected")
     for stage in plan.stages:
-        if stage.kind == "coarse" or (stage.kind == "level" and stage.rows):
+        if stage.kind in ("coarse", "correct") or (stage.kind == "level" and stage.rows):
             _verify_coarse(plan, stage)
 
 

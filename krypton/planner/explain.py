@@ -210,6 +210,10 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
                 f"{steps[1]}. column, the last ones too"
             )
             return text if stage.count == size else f"{text}; {stage.count:,} of them are new"
+        case "correct":
+            step = stage.rows[1] - stage.rows[0] if len(stage.rows) > 1 else 1
+            crossings = f"{len(stage.rows)}×{len(stage.columns)} = {stage.count:,}"
+            return f"correct: {crossings} positions exactly, every {step}. row and column, and errors between them interpolated"
         case "level" if stage.rows:
             step = stage.rows[1] - stage.rows[0]
             return f"level: every {step}. row and column, the last ones too, {stage.count:,} positions that are not known yet"

@@ -19,7 +19,7 @@ from krypton.planner.cost import DeviceProfile, plan_costs, usually_kept
 from krypton.planner.fields import Fields
 from krypton.planner.footprint import incremental_bytes, naive_bytes, prepared_bytes
 from krypton.planner.inference import Inference, of_graph
-from krypton.planner.precision import PER_TILE, SAMPLE_TILES, USUAL_TRIALS
+from krypton.planner.precision import PER_TILE, SAMPLE_TILES, USUAL_TRIALS, WHOLE_BATCH
 from krypton.planner.tiles import sample
 
 _TILES = 60  # that costs are averaged over, as planning does
@@ -113,12 +113,16 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
         for key, tiles in alike.items()
     }
     for work in works:
+        if work.exact and tensor.frozen:  # what is exact is whole inference then
+            head += inference.milliseconds(WHOLE_BATCH, profile) / WHOLE_BATCH * work.count
+            multiply_adds += inference.multiply_adds * work.count
+            continue
         costs = priced[id(work.tiles)]
         started += work.started
         multiply_adds += sum(cost.multiply_adds for cost in costs.values()) * work.count
         each = max(sum(costs[node].milliseconds for node in trunk) - starting / work.together, 0.0)
         each *= (1 + _FEW / work.together) / (1 + _FEW / usual)
-        if tensor.keep < 1 and not work.alone:
+        if tensor.keep < 1 and not work.exact:
             cut += each * work.count * usually_kept(tensor.keep)
         else:
             deltas += each * work.count
@@ -146,11 +150,12 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
 
 @dataclass(frozen=True)
 class _Work:
-    """What some stage computes: `count` positions in `started` tiles like these; `alone`: exactly, and each in its own."""
+    """What some stage computes: `count` positions in `started` tiles like these, perhaps exactly; `alone`: each in its own."""
 
     tiles: Sequence[OcclusionTile]
     count: int
     started: int
+    exact: bool = False
     alone: bool = False
 
     @property
@@ -170,10 +175,10 @@ def _works(plan: QueryPlan, tensor: TensorPlan) -> Iterator[_Work]:
         match stage.kind:
             case "measure" | "hold_out":
                 alone = [tile_around(tile.indices[:1], boxes) for tile in sample(every, _TILES)]
-                yield _Work(alone, stage.count, stage.count, alone=True)
-            case "coarse":
+                yield _Work(alone, stage.count, stage.count, exact=True, alone=True)
+            case "coarse" | "correct":
                 tiles = stage.tiling.tiles(occlusions, (stage.rows, stage.columns))
-                yield _Work(tiles, stage.count, len(tiles))
+                yield _Work(tiles, stage.count, len(tiles), exact=stage.kind == "correct")
             case "refine":
                 thin = [tile_around(tile.indices[::_SCATTERED], boxes) for tile in sample(every, _TILES)]
                 yield _Work(thin, stage.count, min(math.ceil(_SCATTERED * stage.count * per_position), len(every)))

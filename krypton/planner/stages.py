@@ -46,6 +46,12 @@ def plan_stages(
         return goal_stages(occlusions, approximation)
     if approximation.drilldown is None or approximation.speedup is None:
         stages, rough = [Stage("every", total)], 0 if exact else total
+        if approximation.correct is not None and not exact:
+            if not isinstance(occlusions, Grid):
+                raise BindError("correct needs a grid of positions: leave it out with MASKS")
+            rows, columns = (evenly(length, approximation.correct) for length in occlusions.shape)
+            stages.append(Stage("correct", len(rows) * len(columns), rows, columns))
+            rough -= stages[-1].count
     else:
         if not isinstance(occlusions, Grid):
             raise BindError("drilldown needs a grid of positions: with MASKS use WITH (keep => 0.999) or tau, or MODE EXACT")

@@ -17,6 +17,7 @@ import krypton
 from krypton import BindError, Heatmap, explain_occlusion
 from krypton.cli.render import summary
 from krypton.ir.serde import plan_from_json, plan_to_json
+from krypton.planner.order import evenly
 from krypton.results import compare
 
 FINE = "EXPLAIN OCCLUSION OF $img USING MODEL net PATCH 5 STRIDE 1"
@@ -179,6 +180,81 @@ def test_cut_maps_are_near_the_exact_one_and_say_how_near(
     assert 0 < truth.relative_rmse < 0.2
     assert heatmap.quality.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.5)
     assert heatmap.quality.approximations == tuple(option.replace(" =>", "").split(", "))
+
+
+@pytest.mark.usefixtures("incremental")
+def test_corrected_maps_are_exact_at_crossings_and_lose_interpolated_errors_between(
+    con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    cheap, mended = (
+        run(con, f"{FINE} MODE APPROXIMATE WITH (tau => 0.3, {option}quality_share => 0)", img=pixels)
+        for option in ("", "correct => 3, ")
+    )
+    rows, columns = (evenly(length, 3) for length in exact.known.shape)
+    crossings = torch.zeros_like(exact.known)
+    crossings[np.ix_(rows, columns)] = True
+    assert torch.equal(mended.exact, crossings)
+    assert torch.allclose(mended.logits[crossings], exact.logits[crossings], atol=1e-5)
+    errors = exact.logits - cheap.logits
+    (top, below), left = rows[1:3], columns[2]
+    between = cheap.logits[top + 1, left] + (2 * errors[top, left] + errors[below, left]) / 3
+    assert torch.allclose(mended.logits[top + 1, left], between, atol=1e-5)
+    assert mended.info["approximations"] == ["tau 0.3", "correct 3"]
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("option", ["tau => 0.4", "keep => 0.8"])
+def test_the_quality_of_corrected_maps_is_measured_elsewhere_than_they_were_corrected(
+    option: str, con: krypton.Connection, pixels: NDArray[np.uint8], exact: Heatmap
+) -> None:
+    text = f"{FINE} SCORE LOGIT MODE APPROXIMATE WITH ({option}, correct => 3, quality_share => 0.2)"
+    query = con.sql(text, {"img": pixels})
+    assert [stage.kind for stage in query.plan().stages][-3:] == ["every", "correct", "hold_out"]
+    assert plan_from_json(plan_to_json(query.plan())) == query.plan()
+    assert "positions exactly, every 3. row and column, and errors between them interpolated" in query.explain()
+    heatmap = query.run()
+    rows, columns = (evenly(length, 3) for length in exact.known.shape)
+    held_out = {divmod(index, exact.known.shape[1]) for index in heatmap.held_out.indices.tolist()}
+    assert not [(row, column) for row, column in held_out if row in rows and column in columns]
+    truth = compare(heatmap, exact.with_score("logit"))
+    assert 0.7 * truth.relative_rmse < heatmap.quality.relative_rmse < 2.2 * truth.relative_rmse
+    assert query.estimate().positions >= exact.known.numel() + len(rows) * len(columns)
+
+
+def test_there_is_nothing_to_correct_in_what_is_exact(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    heatmap = run(con, f"{FINE} MODE APPROXIMATE WITH (tau => 1, correct => 3)", img=pixels)
+    assert heatmap.exact.all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("correct => 3", "mends what freeze, keep or tau leave out: write one"),
+        ("correct => 3, freeze => FALSE", "mends what freeze, keep or tau leave out"),
+        ("keep => 0.9, correct => 1", "correct takes a whole number of at least 2, not 1"),
+        ("keep => 0.9, correct => 2.5", "correct takes a whole number of at least 2"),
+        ("keep => 0.9, correct => 3, drilldown => 0.1", "correct and drilldown contradict each other"),
+        ("ssim => 0.9, correct => 3", "ssim is a goal, and correct already says"),
+        ("crop => TRUE, keep => 0.9", "crop says how tau cuts fields, and tau is missing"),
+        ("crop => 1, tau => 0.9", "crop is TRUE or FALSE, not 1"),
+    ],
+)
+def test_corrections_and_crops_that_make_no_sense(
+    options: str, message: str, con: krypton.Connection, pixels: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(BindError, match=message):
+        con.sql(f"{FINE} MODE APPROXIMATE WITH ({options})", {"img": pixels})
+
+
+@pytest.mark.usefixtures("incremental")
+def test_corrections_need_a_grid_and_no_deadline(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    with pytest.raises(BindError, match="WITHIN and option correct contradict each other"):
+        con.sql(f"{FINE} WITHIN 3 SECONDS WITH (keep => 0.9, correct => 3)", {"img": pixels})
+    masks = np.zeros((2, *SHAPE[1:]), bool)
+    masks[0, :4, :4] = masks[1, 8:12, 8:12] = True
+    query = "EXPLAIN OCCLUSION OF $img USING MODEL net MASKS $masks MODE APPROXIMATE WITH (tau => 0.5, correct => 3)"
+    with pytest.raises(BindError, match="correct needs a grid of positions"):
+        run(con, query, img=pixels, masks=masks)
 
 
 @pytest.mark.usefixtures("incremental")
