@@ -64,6 +64,19 @@ CLAUSES = (
     *LATTICES.values(),
     "tolerance => 0.05, keep => 0.99",
 )
+FREEZING = (
+    "freeze => TRUE",
+    "freeze => TRUE, correct => 4",
+    "freeze => TRUE, correct => 2",
+    "freeze => TRUE, keep => 0.99, correct => 4",
+    "freeze => TRUE, keep => 0.99, correct => 2",
+    "drilldown => 0.25, speedup => 3",
+    "drilldown => 0.1, speedup => 5",
+    LATTICES[2],
+    LATTICES[4],
+)
+"""Of models whose layers look at whole maps."""
+
 CORRECTED = ("keep => 0.999", "keep => 0.99", "keep => 0.97")
 """Cheap maps that are corrected afterwards, by their errors at the crossings of a lattice, interpolated."""
 
@@ -244,7 +257,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=names, choices=known, metavar="MODEL/SET", help=", ".join(known))
     parser.add_argument("--scans", type=int, default=6, help="pictures of each setting")
     parser.add_argument("--first", type=int, default=0, help="number of the first picture")
-    parser.add_argument("--clauses", nargs="*", default=list(CLAUSES), help="as in WITH (...)")
+    parser.add_argument("--clauses", nargs="*", help="as in WITH (...)")
     parser.add_argument("--no-times", action="store_true", help="quality alone, for when the computer is busy")
     parser.add_argument("--missing", action="store_true", help="only pictures that are not in the results yet")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no picture after so many")
@@ -258,6 +271,7 @@ def main() -> None:
         if done >= set(range(arguments.first, arguments.first + arguments.scans)):
             continue
         subject, warm = Subject(setting), False
+        clauses = tuple(arguments.clauses or (FREEZING if setting in gated.SETTINGS else CLAUSES))
         for number, image in enumerate(subject.images(arguments.scans, arguments.first), arguments.first):
             if number in done or time.perf_counter() - started > arguments.seconds:
                 continue
@@ -265,7 +279,7 @@ def main() -> None:
                 subject.run(image, "IN REGION (0, 0, 48, 48)")  # graphs are captured, kernels made ready
                 warm = True
             row = {"setting": setting, "picture": number} | subject.about | {"when": time.strftime("%Y-%m-%d %H:%M")}
-            row |= {"commit": commit()} | measure(subject, image, tuple(arguments.clauses), not arguments.no_times)
+            row |= {"commit": commit()} | measure(subject, image, clauses, not arguments.no_times)
             save(arguments.out, machine, merged(saved(arguments.out, machine), row))
             console.print(f"{setting}, picture {number}: range {row['range']:.3f}", highlight=False)
     for table in tables.of(saved(arguments.out, machine)):
