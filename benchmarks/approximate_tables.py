@@ -138,7 +138,7 @@ def overview(rows: Sequence[Row]) -> Plain:
     """Every setting in one line: how many times faster than naive inference, and the median SSIM."""
     lines = []
     for setting in _papers_settings(rows):
-        own = [row for row in rows if row["setting"] == setting]
+        own = [row for row in rows if row["setting"] == setting and counts(row)]
         model, name = setting.split("/")
         share, speedup = SETS[name].drilldown
         clauses = [*OVERVIEW.values(), f"drilldown => {share:g}, speedup => {speedup:g}"]
@@ -212,7 +212,7 @@ def figure_11(rows: Sequence[Row]) -> Plain:
     lines = []
     for setting in _papers_settings(rows):
         model, name = setting.split("/")
-        own = [row for row in rows if row["setting"] == setting]
+        own = [row for row in rows if row["setting"] == setting and counts(row)]
         clause = "drilldown => {:g}, speedup => {:g}".format(*SETS[name].drilldown)
         entries = [row["maps"][clause] for row in own if clause in row["maps"]]
         known = [entry["ssim"] for entry in entries if entry["ssim"] is not None]

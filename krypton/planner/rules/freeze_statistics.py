@@ -32,7 +32,8 @@ def freeze_statistics(plan: QueryPlan, context: Context) -> QueryPlan:
     notes += [f"group norms whose mean and variance are frozen: {len(within_reach)}"] if within_reach else []
     nothing = "freeze does nothing: there are no gates or group norms within reach"
     frozen = replace(with_graph(plan, graph), notes=(*plan.notes, *(notes or [nothing])))
-    return fuse_activation(frozen, context) if within_reach else frozen
+    fused = within_reach and "fuse_activation" not in context.settings["disabled_rules"]  # norms with what follows them
+    return fuse_activation(frozen, context) if fused else frozen
 
 
 def _frozen(plan: QueryPlan, norms: Collection[int], context: Context) -> Graph:
