@@ -76,7 +76,7 @@ class StageRun:
     def _rough(self, batch: Batch) -> Batch | None:
         """The part of an exact batch whose positions are known approximately alone."""
         rough = (~self.exact[batch.indices]).nonzero()[:, 0]
-        return replace(batch, indices=torch.as_tensor(batch.indices)[rough], logits=batch.logits[rough]) if len(rough) else None
+        return replace(batch, indices=batch.indices[rough], logits=batch.logits[rough]) if len(rough) else None
 
     def _interpolate(self, stage: Stage) -> Iterator[Batch]:
         rest = (~self.known).nonzero()[:, 0]
