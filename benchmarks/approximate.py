@@ -35,7 +35,7 @@ from benchmarks.record import write_json
 from benchmarks.settings import NINE, SETS, Setting, ready
 from benchmarks.tables import markdown, rich_table
 from krypton.cli.demo import connect_with_model, find_files
-from krypton.executor.stages import bilinear
+from krypton.executor.interpolation import bilinear
 from krypton.graphs import GraphCache
 from krypton.ir.occlusions import Grid
 from krypton.planner.order import evenly

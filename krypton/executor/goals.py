@@ -14,8 +14,8 @@ from torch import Tensor
 
 from krypton.executor.engine import Batch, Engine
 from krypton.executor.precision import Scores
-from krypton.executor.stages import StageRun, bilinear, evenly_drawn
-from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
+from krypton.executor.stages import StageRun, evenly_drawn
+from krypton.ir.occlusions import OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan, Stage
 from krypton.planner.tiles import curve_order, thinned
 
@@ -92,9 +92,7 @@ class GoalRun(StageRun):
         yield from self._exactly(stage, self._wanted(stage))
         if self.cancelled:
             return
-        if stage.kind == "coarse":
-            assert isinstance(self.plan.occlusions, Grid)
-            self.between = bilinear(self.logits, self.plan.occlusions, (stage.rows, stage.columns))
+        self._look_between()
         thought = self.held[~self.known[self.held]]
         said = self._promised(self.known, thought, self.between[thought])
         if self.reached:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from krypton.executor.engine import Batch, Engine
+from krypton.executor.interpolation import bilinear, interpolated
 from krypton.executor.precision import Scores
-from krypton.ir.occlusions import Grid, Lattice, OcclusionTile, tile_around
+from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan, Stage
 from krypton.planner.order import spread
 from krypton.planner.tiles import curve_order, thinned
@@ -41,7 +40,7 @@ class StageRun:
         self.plan, self.engine, self.scores, self.approximation = plan, engine, scores, plan.approximation
         count = plan.occlusions.count
         self.logits = torch.zeros(count, len(engine.base_logits))
-        self.between = self.logits  # interpolated ones of all positions, once there are coarse ones
+        self.between = self.logits  # with what is not known interpolated, once there are coarse positions
         self.known = torch.zeros(count, dtype=torch.bool)
         self.exact = torch.zeros(count, dtype=torch.bool)
         self.measured: list[Batch] = []
@@ -81,10 +80,18 @@ class StageRun:
     def _interpolate(self, stage: Stage) -> Iterator[Batch]:
         rest = (~self.known).nonzero()[:, 0]
         if len(rest):
+            self._look_between()
             yield self._note(Batch(rest, self.between[rest], exact=False), stage)
 
+    def _look_between(self) -> None:
+        assert isinstance(self.plan.occlusions, Grid)
+        self.between = interpolated(self.logits, self.plan.occlusions, self.known)
+
     def _correct(self, stage: Stage) -> Iterator[Batch]:
-        """Exact values at crossings; what the cheap ones there are off by is taken to vary evenly between them."""
+        """Exact values at crossings; what the cheap ones there are off by is taken to vary evenly between them.
+
+        Errors are rougher than maps: smooth curves through them overshoot.
+        """
         cheap = self.logits.clone()
         yield from self._compute(stage)
         if not self.cancelled:
@@ -102,8 +109,7 @@ class StageRun:
             yield self._note(batch, stage)
         self.cancelled = missing > 0
         if stage.kind == "coarse" and not self.cancelled:
-            assert isinstance(self.plan.occlusions, Grid)
-            self.between = bilinear(self.logits, self.plan.occlusions, (stage.rows, stage.columns))
+            self._look_between()
 
     def _note(self, batch: Batch, stage: Stage) -> Batch:
         self.logits[batch.indices], self.exact[batch.indices] = batch.logits, torch.tensor(batch.exact)
@@ -145,29 +151,6 @@ class StageRun:
 
 def _count(tiles: Sequence[OcclusionTile]) -> int:
     return sum(len(tile.indices) for tile in tiles)
-
-
-def bilinear(logits: Tensor, grid: Grid, lattice: Lattice) -> Tensor:
-    """Logits (n, K) of all positions of a grid, interpolated between those at the crossings of some rows and columns.
-
-    Rows and columns are in order, the first and the last of the grid among them.
-    """
-    rows, columns = lattice
-    known = logits.view(*grid.shape, -1)[list(rows)][:, list(columns)]
-    down, across = _between(grid.tops, rows), _between(grid.lefts, columns)
-    return torch.einsum("yr,rck,xc->yxk", down, known, across).reshape(logits.shape)
-
-
-def _between(places: Sequence[int], chosen: Sequence[int]) -> Tensor:
-    """(n, m): how much of each of the chosen places there is in every place, by its distance in pixels."""
-    weights = torch.zeros(len(places), len(chosen))
-    for cell, (first, last) in enumerate(pairwise(chosen)):
-        for place in range(first, last + 1):
-            share = (places[place] - places[first]) / (places[last] - places[first])
-            weights[place, cell], weights[place, cell + 1] = 1 - share, share
-    if len(chosen) == 1:
-        weights[:, 0] = 1
-    return weights
 
 
 def evenly_drawn(candidates: Sequence[int], count: int, seed: int) -> list[int]:

@@ -30,12 +30,13 @@ from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
 from krypton.ir.plan import QueryPlan, Stage, StageKind
 from krypton.planner.goals import HELD_OUT
 from krypton.planner.order import level_order, spread
+from krypton.planner.prediction import interpolating
 from krypton.planner.tiles import curve_order, thinned
 
 _FLAT = 0.02  # of the map's range: neighbours that differ by less agree
 _SURELY = 0.85  # of the time left that all that is missing may be predicted to take, to begin with it at once
 _HELD_OUT = 0.08  # of the time left, at most; positions for themselves take longer than many together
-_PER_VALUE = 25e-9  # seconds to interpolate and to keep one logit
+_PER_VALUE = 15e-9  # seconds to keep one logit
 _MANY = 100  # positions, of which it shows how long gathering them into tiles takes
 _MORE = 1.2  # times as many positions as at the last look, before it is looked again whether the goal is reached
 _AT_LEAST = 0.01  # seconds for whatever else happens between the last batch and the answer
@@ -71,6 +72,8 @@ class _Within:
         self.held = torch.zeros(count, dtype=torch.bool)
         self.held_logits = torch.zeros_like(self.logits)
         clock.reserve = _AT_LEAST + _PER_VALUE * self.logits.numel()
+        if isinstance(self.occlusions, Grid):
+            clock.reserve += interpolating(count, self.logits.shape[1]) / 1e3
 
     def batches(self, known: Known | None) -> Iterator[Batch]:
         if known is not None:

@@ -138,7 +138,7 @@ class Stage:
     measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. correct: those at
     the crossings of some `rows` and `columns` exactly, and what the others are off by interpolated between these. coarse: those
     at the crossings of some `rows` and `columns`. refine: the positions whose interpolated score is lowest, as far as they are
-    not known. interpolate: bilinear between the coarse ones, without computing anything. hold_out: positions that
+    not known. interpolate: between those that are known, without computing anything. hold_out: positions that
     are only approximately known, exactly; those that were measured, if any were. Once a goal is promised by those that were
     measured, no more positions are computed, and the others are interpolated. level: those at the crossings of some `rows`
     and `columns` that no level before it had, as far as there is time; without rows and columns, all that are left.

@@ -220,11 +220,11 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
         case "level":
             return f"level: {'all' if stage.count == total else 'the other'} {stage.count:,} positions"
         case "interpolate" if stage.count == 0:
-            return "interpolate: all positions that the goal did not need, bilinear"
+            return "interpolate: all positions that the goal did not need"
         case "refine":
             return f"refine: about {stage.count:,} positions where the interpolated score is lowest"
         case "interpolate":
-            return f"interpolate: about {stage.count:,} positions, bilinear"
+            return f"interpolate: about {stage.count:,} positions"
         case "hold_out":
             return f"hold out: {stage.count:,} positions, exactly, to measure the quality"
         case "measure" if plan.approximation is not None and plan.approximation.ssim is not None:

@@ -27,6 +27,7 @@ _TILES = 60  # that costs are averaged over, as planning does
 _FIRST_WRITTEN = 8.0  # ... in memory that the system has to find and to clear
 _PREPARED = 24.0  # ... of weights laid out for a kernel
 _SCATTERED = 3  # times as many tiles hold positions that are refined as these positions alone would fill
+_INTERPOLATED, _PER_LOGIT = 12e-3, 1e-5  # milliseconds for a position that is not computed, and for each of its logits
 _FEW = 2.0  # an occlusion among n in a tile takes 1 + this / n times as long as among many: threads have little to share
 _PER_POSITION = ("inference", "tiles", "deltas", "cut", "head")
 
@@ -37,8 +38,9 @@ class Prediction:
 
     Parts: `memory` (got from the system, page by page), `inference` (of occluded images, in naive mode), `views` (of the
     image itself), `weights` (laid out for kernels), `tiles` (operators started for each), `deltas`, `cut` (deltas whose fields
-    will be cut, by as much as is usual), `head` (whole values), `precision` (measuring what low precision costs), `planning`
-    (of tiles for fields that are cut). `measuring`: seconds of these that find out what may be left out.
+    will be cut, by as much as is usual), `head` (whole values), `between` (interpolation), `precision` (measuring what low
+    precision costs), `planning` (of tiles for fields that are cut). `measuring`: seconds of these that find out what may be
+    left out.
     """
 
     positions: int = 0
@@ -138,6 +140,10 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
         "deltas": deltas,
         "head": head,
     }
+    filled = [stage.count for stage in plan.stages if stage.kind == "interpolate"]
+    looked = [plan.occlusions.count - stage.count for stage in plan.stages if stage.kind == "coarse"]
+    if filled:
+        parts["between"] = interpolating(sum(filled) + sum(looked), math.prod(graph.index()[graph.output].shape))
     if tensor.tolerance:
         tiles = len(tensor.tiling.tiles(plan.occlusions))
         parts["precision"] = USUAL_TRIALS * _trial((deltas + cut + head) / count, starting, tensor, tiles)
@@ -184,6 +190,11 @@ def _works(plan: QueryPlan, tensor: TensorPlan) -> Iterator[_Work]:
                 yield _Work(thin, stage.count, min(math.ceil(_SCATTERED * stage.count * per_position), len(every)))
             case "every" | "level":
                 yield _Work(every, stage.count, math.ceil(stage.count * per_position))
+
+
+def interpolating(positions: int, classes: int) -> float:
+    """Milliseconds to interpolate the logits of so many positions (`executor.interpolation`)."""
+    return positions * (_INTERPOLATED + _PER_LOGIT * classes)
 
 
 def _first_written(size: int, profile: DeviceProfile) -> float:

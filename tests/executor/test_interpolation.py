@@ -1,58 +1,118 @@
-"""Interpolation between any known positions of a grid."""
+"""Interpolation between any known positions of a grid, and between the crossings of a lattice."""
 
 from __future__ import annotations
 
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from scipy.interpolate import RBFInterpolator, RegularGridInterpolator
+from torch import Tensor
 
-from krypton.executor.interpolation import interpolated
+from krypton.executor.interpolation import NEIGHBOURS, bilinear, interpolated
 from krypton.ir.occlusions import Grid
+from krypton.planner.order import evenly
 
 GRID = Grid((40, 50), (4, 6), (3, 5))
 
 
-def plane() -> torch.Tensor:
-    """Logits (n, 2) that are linear in the place."""
-    places = GRID.rectangles().reshape(-1, 4)[:, :2].float()
-    return torch.stack([places @ torch.tensor([2.0, -1.0]) + 3, places[:, 1]], 1)
+def hills() -> Tensor:
+    """Smooth logits (n, 2)."""
+    down, across = (GRID.rectangles().reshape(-1, 4)[:, :2].double() / torch.tensor(GRID.stride)).T
+    return torch.stack([(down / 5).sin() * (across / 4).cos(), down * across / 20], 1).float()
 
 
-def some(*places: tuple[int, int]) -> torch.Tensor:
+def some(*places: tuple[int, int]) -> Tensor:
     known = torch.zeros(GRID.shape, dtype=torch.bool)
     for place in places:
         known[place] = True
     return known.flatten()
 
 
-def test_planes_are_found_again_and_known_values_stay() -> None:
-    known = torch.rand(GRID.count, generator=torch.Generator().manual_seed(0)) < 0.2
-    known[[0, GRID.shape[1] - 1, -GRID.shape[1], -1]] = True
-    logits = torch.where(known[:, None], plane(), torch.nan)
-    result = interpolated(logits, GRID, known)
-    torch.testing.assert_close(result, plane())
-    assert torch.equal(result[known], logits[known])
+def drawn(share: float, seed: int = 0) -> Tensor:
+    return torch.rand(GRID.count, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def interpolated_from(known: Tensor, logits: Tensor) -> Tensor:
+    """What is not known is not looked at."""
+    return interpolated(torch.where(known[:, None], logits, torch.nan), GRID, known)
+
+
+def test_known_values_stay_as_they_are() -> None:
+    known, logits = drawn(0.3), hills()
+    assert torch.equal(interpolated_from(known, logits)[known], logits[known])
+
+
+def test_multiquadrics_through_all_of_few_known_places() -> None:
+    known, logits = drawn(0.1, seed=2), hills()
+    assert 4 < known.sum() <= NEIGHBOURS
+    places = GRID.rectangles().reshape(-1, 4)[:, :2].numpy() / np.array(GRID.stride)
+    oracle = RBFInterpolator(places[known], logits[known].numpy(), kernel="multiquadric", epsilon=1, degree=0)(places)
+    least, most = logits[known].aminmax(dim=0)
+    result = interpolated_from(known, logits)
+    assert np.allclose(result, np.clip(oracle, least.numpy(), most.numpy()), atol=1e-5)
+
+
+def test_through_the_nearest_of_many() -> None:
+    known, logits = drawn(0.4).view(GRID.shape), hills()
+    known[[0, -1]] = known[:, [0, -1]] = True  # beyond them nothing is known
+    known = known.flatten()
+    assert known.sum() > 2 * NEIGHBOURS
+    error, bulge = (interpolated_from(known, logits) - logits)[~known].abs(), logits.std(0)
+    assert bool((error.mean(0) < 0.05 * bulge).all())
+
+
+@given(st.integers(1, GRID.count - 1), st.integers(0, 99))
+def test_constants_are_found_again_and_nothing_leaves_the_range_of_what_is_known(count: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    known = torch.zeros(GRID.count, dtype=torch.bool)
+    known[torch.randperm(GRID.count, generator=generator)[:count]] = True
+    logits = torch.cat([torch.full((GRID.count, 1), 2.5), torch.randn(GRID.count, 2, generator=generator)], 1)
+    result = interpolated_from(known, logits)
+    assert torch.equal(result[:, 0], logits[:, 0])
+    assert bool((result >= logits[known].amin(0)).all())
+    assert bool((result <= logits[known].amax(0)).all())
 
 
 @pytest.mark.parametrize(
     "known",
     [some((2, 3)), some((2, 3), (4, 4)), some((1, 1), (2, 2), (3, 3)), some((0, 0), (0, 5)), some(*[(3, i) for i in range(9)])],
 )
-def test_without_triangles_the_nearest_value_is_taken(known: torch.Tensor) -> None:
-    logits = torch.where(known[:, None], plane(), torch.nan)
-    result = interpolated(logits, GRID, known)
-    assert torch.isfinite(result).all()
-    values = set(map(tuple, logits[known].tolist()))
-    assert set(map(tuple, result.tolist())) <= values
+def test_known_places_may_be_few_or_all_on_a_line(known: Tensor) -> None:
+    assert torch.isfinite(interpolated_from(known, hills())).all()
 
 
-def test_beyond_what_is_known_the_nearest_value_is_taken() -> None:
-    known = some((2, 2), (2, 6), (6, 2), (6, 6))
-    result = interpolated(torch.where(known[:, None], plane(), torch.nan), GRID, known).view(*GRID.shape, 2)
-    assert torch.equal(result[0, 0], plane().view(*GRID.shape, 2)[2, 2])
-    torch.testing.assert_close(result[3, 4], plane().view(*GRID.shape, 2)[3, 4])
+def test_a_grid_of_one_row() -> None:
+    grid = Grid((6, 40), (6, 4), (2, 4))
+    logits = torch.arange(10.0)[:, None]
+    known = torch.tensor([True, False] * 5)
+    between = interpolated(logits, grid, known)[1:-1]
+    assert torch.allclose(between, logits[1:-1], atol=0.1)
 
 
 def test_one_class_and_many() -> None:
     known = some((0, 0), (0, 8), (8, 0), (8, 8))
-    logits = plane().repeat(1, 40)
+    logits = hills().repeat(1, 40)
     assert torch.equal(interpolated(logits, GRID, known)[:, :1], interpolated(logits[:, :1], GRID, known))
+
+
+def test_everything_known() -> None:
+    assert torch.equal(interpolated(hills(), GRID, torch.ones(GRID.count, dtype=torch.bool)), hills())
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
+def test_planes_are_bilinear(height: int, width: int, down: int, across: int) -> None:
+    grid = Grid((3 * height, 2 * width), (2, 1), (3, 2))
+    boxes = grid.rectangles().reshape(-1, 4).float()
+    plane = torch.stack([2 * boxes[:, 0] - boxes[:, 1], boxes[:, 0] + 5], -1)
+    lattice = evenly(grid.shape[0], down), evenly(grid.shape[1], across)
+    assert torch.allclose(bilinear(plane, grid, lattice), plane, atol=1e-4)
+
+
+def test_bilinear_between_the_crossings_of_a_lattice() -> None:
+    lattice = evenly(GRID.shape[0], 4), evenly(GRID.shape[1], 3)
+    known = hills().view(*GRID.shape, 2)[list(lattice[0])][:, list(lattice[1])]
+    axes = [[places[place] for place in chosen] for places, chosen in zip((GRID.tops, GRID.lefts), lattice, strict=True)]
+    oracle = RegularGridInterpolator(axes, known.numpy())(GRID.rectangles()[..., :2].numpy())
+    assert np.allclose(bilinear(hills(), GRID, lattice).view(*GRID.shape, 2), oracle, atol=1e-5)

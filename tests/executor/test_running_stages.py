@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import hypothesis.strategies as st
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from scipy.interpolate import RegularGridInterpolator
 from support.judge import Oracle, settings_of
 from support.processor import needs_pairs
 from support.small import captured_model, image_and_fill, model
@@ -18,11 +14,11 @@ from torch import Tensor
 
 from krypton.errors import ExecutionError
 from krypton.executor import Batch, execute
-from krypton.executor.stages import bilinear, evenly_drawn, run_stages
+from krypton.executor.interpolation import interpolated
+from krypton.executor.stages import evenly_drawn, run_stages
 from krypton.ir.occlusions import Grid, OcclusionTile
 from krypton.ir.plan import Approximation, QueryPlan
 from krypton.planner.optimizer import plan_query
-from krypton.planner.stages import evenly
 
 FINE = Grid((19, 16), (4, 3), (1, 1))
 DRILL = Approximation(drilldown=0.1, speedup=3.0, quality_share=0.05, seed=1)
@@ -61,6 +57,13 @@ def filled(plan: QueryPlan, logits: Tensor) -> tuple[list[Batch], Known, Tensor]
     return batches, engine, result
 
 
+def among(positions: Iterable[int]) -> Tensor:
+    """(n,) bool: which positions these are."""
+    known = torch.zeros(FINE.count, dtype=torch.bool)
+    known[list(positions)] = True
+    return known
+
+
 @pytest.fixture
 def answers() -> Tensor:
     return torch.randn(FINE.count, 3, generator=torch.Generator().manual_seed(0))
@@ -85,31 +88,20 @@ def test_the_share_with_the_lowest_interpolated_score_is_refined(answers: Tensor
     plan = planned()
     _, engine, _ = filled(plan, answers)
     coarse = plan.stages[0]
-    between = bilinear(answers, FINE, (coarse.rows, coarse.columns))[:, 0]
-    lowest = set(between.argsort(stable=True)[: round(0.1 * FINE.count)].tolist())
     width = FINE.shape[1]
     crossings = {row * width + column for row in coarse.rows for column in coarse.columns}
+    between = interpolated(answers, FINE, among(crossings))[:, 0]
+    lowest = set(between.argsort(stable=True)[: round(0.1 * FINE.count)].tolist())
     assert {index for index, exact in engine.asked if not exact} == crossings | lowest
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1])
 @pytest.mark.parametrize("captured", [True, False])
-def test_what_is_not_computed_is_interpolated_between_coarse_positions(captured: bool, answers: Tensor) -> None:
-    plan = planned(Approximation(drilldown=0.0, speedup=4.0), captured)
-    coarse = plan.stages[0]
-    _, _, result = filled(plan, answers)
-    known = answers.view(*FINE.shape, 3)[list(coarse.rows)][:, list(coarse.columns)]
-    axes = [[FINE.tops[row] for row in coarse.rows], [FINE.lefts[column] for column in coarse.columns]]
-    wanted = RegularGridInterpolator(axes, known.numpy())(FINE.rectangles()[..., :2].numpy())
-    assert np.allclose(result.view(*FINE.shape, 3), wanted, atol=1e-5)
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
-def test_planes_are_interpolated_exactly(height: int, width: int, down: int, across: int) -> None:
-    grid = Grid((3 * height, 2 * width), (2, 1), (3, 2))
-    boxes = grid.rectangles().reshape(-1, 4).float()
-    plane = torch.stack([2 * boxes[:, 0] - boxes[:, 1], boxes[:, 0] + 5], -1)
-    lattice = evenly(grid.shape[0], down), evenly(grid.shape[1], across)
-    assert torch.allclose(bilinear(plane, grid, lattice), plane, atol=1e-4)
+def test_what_is_not_computed_is_interpolated_between_all_that_is(captured: bool, share: float, answers: Tensor) -> None:
+    plan = planned(Approximation(drilldown=share, speedup=4.0, quality_share=0.0), captured)
+    _, engine, result = filled(plan, answers)
+    computed = {index for index, _ in engine.asked}
+    assert torch.equal(result, interpolated(answers, FINE, among(computed)))
 
 
 def test_a_run_that_is_stopped_goes_no_further(answers: Tensor) -> None:
