@@ -4,7 +4,8 @@ One session, as a user's: CALIBRATE, then model after model. Each model is estim
 finished queries are those of the models before it; for the first, there are none), and at the end, when `--learnt` queries of
 every model have run (*known model*). The queries that are judged are others: patch sizes, strides and regions are drawn from
 values that the learnt queries do not have. All estimates are made before the first judged query runs, so that none learns
-from another.
+from another. Other work on the machine comes and goes: half of a model's queries are learnt from when it comes, half when all
+have come, and of a judged query the median of `--rounds` runs counts, all of them in turn.
 
 Seconds are those of the run with model and plan ready, base views included; an error is |estimate ÷ actual − 1|. Memory is the
 growth of the process's peak over what it had before the query (on Linux), by which the estimate is divided.
@@ -103,8 +104,7 @@ class Session:
         self.con = krypton.connect(config={"reuse_results": False})
         self._images: dict[str, Any] = {}
 
-    def register(self, text: str) -> None:
-        case = Case.parse(text)
+    def register(self, case: Case) -> None:
         if case.name == "retina":
             module = _retina()
             self.con.register_model("retina", module, input_shape=(1, case.size, case.size))
@@ -134,7 +134,7 @@ def _retina() -> Any:
     return example("retina/model").load(EXAMPLES / "retina" / "retina.safetensors")
 
 
-def measure(session: Session, asked: Asked, query: Query) -> dict[str, Any]:
+def measure(query: Query) -> dict[str, Any]:
     """Run a query whose plan is ready."""
     query.plan()
     before = _memory("VmRSS")
@@ -163,32 +163,48 @@ def _reset_peak() -> bool:
     return True
 
 
-def run(models: Sequence[str], learnt: int, judged: int, seed: int, calibrate: bool, say: Callable[[str], None]) -> Any:
+def together(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs of a query as one: median times, and the most memory."""
+    grown = [one["memory_bytes"] for one in runs if one["memory_bytes"] is not None]
+    seconds = {name: statistics.median(one[name] for one in runs) for name in ("seconds", "wall_seconds")}
+    return seconds | {"memory_bytes": max(grown) if grown else None, "runs": [one["seconds"] for one in runs]}
+
+
+def run(arguments: argparse.Namespace, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """All rows, a row per judged query."""
-    generator, session, modes = random.Random(seed), Session(), list(MODES)
-    if calibrate:
+    generator, session, modes = random.Random(arguments.seed), Session(), list(MODES)
+    cases, learnt, judged = [Case.parse(text) for text in arguments.models], arguments.learnt, arguments.judged
+
+    def learn(case: Case, numbers: Sequence[int]) -> None:
+        for i in numbers:
+            session.query(draw(case.name, case.size, LEARNT_MODES[i % len(LEARNT_MODES)], LEARNT, generator)).run()
+        say(f"{case.name}: {len(numbers)} queries learnt from")
+
+    if not arguments.default_profile:
         say("CALIBRATE")
         session.con.sql("CALIBRATE")
     questions: list[tuple[Asked, Estimate]] = []
-    for place, text in enumerate(models):
-        case = Case.parse(text)
-        session.register(text)
+    for place, case in enumerate(cases):
+        session.register(case)
         mine = [draw(case.name, case.size, modes[i % len(modes)], JUDGED, generator) for i in range(judged)]
         session.warm_up(draw(case.name, case.size, "exact", LEARNT, generator))
         questions += [(asked, session.query(asked).estimate()) for asked in mine]
-        say(f"{text}: {judged} queries estimated, knowing {place} models")
-        for i in range(learnt):
-            session.query(draw(case.name, case.size, LEARNT_MODES[i % len(LEARNT_MODES)], LEARNT, generator)).run()
-        say(f"{text}: {learnt} queries learnt from")
+        say(f"{case.name}: {judged} queries estimated, knowing {place} models")
+        learn(case, range(learnt // 2))
+    for case in cases:
+        learn(case, range(learnt // 2, learnt))
     prepared = []
     for asked, before in questions:
         query = session.query(asked)
         prepared.append((asked, before, query, query.estimate()))
     generator.shuffle(prepared)  # what disturbs the machine for a while is not to hit one model alone
+    rounds = []
+    for number in range(arguments.rounds):
+        rounds.append([measure(query) for _, _, query, _ in prepared])
+        say(f"round {number + 1}: {len(prepared)} queries run")
     rows = []
-    for asked, before, query, after in prepared:
-        actual = measure(session, asked, query)
-        first = models[0].startswith(asked.model)
+    for (asked, before, _, after), *runs in zip(prepared, *rounds, strict=True):
+        actual, first = together(runs), asked.model == cases[0].name
         rows.append(asdict(asked) | {"actual": actual, "unseen": asdict(before), "known": asdict(after), "first_model": first})
         say(f"{asked.model} {asked.mode} {asked.clauses()}: {after.seconds:.2f} s estimated, {actual['seconds']:.2f} s actual")
     return rows
@@ -256,15 +272,13 @@ def main() -> None:
     )
     parser.add_argument("--learnt", type=int, default=9, help="queries of each model that are learnt from")
     parser.add_argument("--judged", type=int, default=15, help="queries of each model that are judged")
+    parser.add_argument("--rounds", type=int, default=3, help="times that each of these is run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--default-profile", action="store_true", help="without CALIBRATE")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/estimate.json"))
     arguments = parser.parse_args()
     console = Console(width=160)
-    rows = run(
-        arguments.models, arguments.learnt, arguments.judged, arguments.seed, not arguments.default_profile,
-        lambda text: console.print(text, style="dim", highlight=False, markup=False),
-    )  # fmt: skip
+    rows = run(arguments, lambda text: console.print(text, style="dim", highlight=False, markup=False))
     found = summaries(rows)
     data = {
         "machine": describe(),
@@ -272,7 +286,7 @@ def main() -> None:
         "command": " ".join(["python -m benchmarks.estimate", *sys.argv[1:]]),
         "split": {
             "learnt": asdict(LEARNT) | {"queries_per_model": arguments.learnt},
-            "judged": asdict(JUDGED) | {"queries_per_model": arguments.judged},
+            "judged": asdict(JUDGED) | {"queries_per_model": arguments.judged, "rounds": arguments.rounds},
             "profile": "default" if arguments.default_profile else "CALIBRATE",
         },
         "wanted": WANTED,

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import benchmarks
-from benchmarks import approximate, approximate_tables, estimate, peers, settings, tables, theory, zeros
+from benchmarks import approximate, approximate_tables, estimate, interpolation, peers, settings, tables, theory, zeros
 from benchmarks.cases import even
 from benchmarks.exact import key, ratios
 from benchmarks.papers import papers_grid
@@ -285,3 +285,22 @@ def test_zeros_are_counted_in_one_occlusion_and_in_those_multiplied_together() -
     assert counts.shares["one"] == pytest.approx((2 * 12 + 1) / (2 * 4 * 12))
     assert counts.shares["together"] == pytest.approx((1 + 2) / (2 * 4))
     assert zeros.Counts().shares == {"one": None, "together": None}
+
+
+@pytest.mark.parametrize("name", interpolation.FILLS)
+def test_every_interpolation_keeps_what_is_known_and_finds_planes_roughly(name: str) -> None:
+    grid = Grid((60, 60), interpolation.PATCH, interpolation.STRIDE)
+    plane = grid.rectangles().reshape(-1, 4)[:, :2].float() @ torch.tensor([[0.1, 1.0], [0.2, -1.0]])
+    lattice = evenly(grid.shape[0], 3), evenly(grid.shape[1], 3)
+    known = torch.zeros(grid.shape, dtype=torch.bool)
+    known[torch.tensor(lattice[0])[:, None], torch.tensor(lattice[1])] = True
+    known = known.flatten()
+    filled = interpolation.FILLS[name](torch.where(known[:, None], plane, 0.0), grid, known, lattice)
+    assert torch.equal(filled[known], plane[known])
+    assert float((filled - plane).abs().mean()) < 0.02 * float(plane.std())
+
+
+def test_an_estimate_is_judged_by_the_median_of_its_runs() -> None:
+    runs = [{"seconds": s, "wall_seconds": s + 1, "memory_bytes": m} for s, m in ((3.0, 10), (1.0, 30), (2.0, 20))]
+    found = estimate.together(runs)
+    assert (found["seconds"], found["wall_seconds"], found["memory_bytes"]) == (2.0, 3.0, 30)

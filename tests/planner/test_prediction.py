@@ -17,7 +17,7 @@ from krypton.planner.fields import Fields
 from krypton.planner.footprint import incremental_bytes, prepared_bytes
 from krypton.planner.inference import watch
 from krypton.planner.optimizer import plan_query
-from krypton.planner.prediction import Prediction, predict, predict_naive
+from krypton.planner.prediction import Prediction, interpolating, predict, predict_naive
 from krypton.planner.profile import DeviceProfile
 
 PROFILE = DeviceProfile()
@@ -44,6 +44,14 @@ def test_what_an_energy_cut_leaves_is_a_part_of_its_own() -> None:
     parts, exact = predict(cut, PROFILE).milliseconds, predict(plan(), PROFILE).milliseconds
     assert 0 < parts["cut"] < exact["deltas"]
     assert 0 < parts["deltas"] < exact["deltas"], "of the positions that are measured"
+
+
+def test_interpolation_is_paid_when_looking_where_to_refine_and_in_the_end() -> None:
+    settings = settings_of({"disabled_rules": "full_when_cheaper"})
+    asked = Approximation(drilldown=0.1, speedup=3.0, quality_share=0.0)
+    drilled = plan_query(captured_model("residual"), MANY, mode="approximate", approximation=asked, settings=settings)
+    coarse, refined, rest = (stage.count for stage in drilled.stages)
+    assert predict(drilled, PROFILE).milliseconds["between"] == pytest.approx(interpolating(refined + rest + rest, classes=5))
 
 
 def test_only_what_is_paid_per_position_grows_with_the_positions() -> None:
