@@ -19,9 +19,9 @@ from krypton.results.scores import score
 # Below this range of exact drops there is nothing to see, and SSIM would compare noise.
 MIN_EXACT_RANGE = 0.02
 
-# What errors are measured in: the map's slope, plus these parts of its drop and of its range. Best on 210 maps of the retina
-# model that were cut by tau or keep, or drilled down.
-DROP, FLAT = 0.1, 1e-3
+# What errors are measured in: the map's slope round about, in so many positions (at a peak itself there is none), plus these
+# parts of its drop and of its range.
+AROUND, DROP, FLAT = 1.0, 0.1, 1e-3
 NEAREST, DRAWS = 4, 6  # held out positions that an error may be like, and how often errors are drawn
 
 
@@ -124,16 +124,17 @@ def _simulated(heatmap: Heatmap, places: NDArray[np.int64], errors: NDArray[np.f
     """Fields of errors of the kind that was found at some places of a map.
 
     Errors are larger where the map is steep and where the occlusion changes much, and they differ from region to region.
-    So they are taken in units of slope and drop, and every position draws one of those few that are nearest.
+    So they are taken in units of slope and drop, and every position draws one of those few that are nearest. Where a map has
+    a peak its slope is zero, but what is interpolated errs there: the slope is the root mean square of the neighbourhood's.
     """
     found, draw = heatmap.heatmap.astype(np.float64), np.random.default_rng(0)
     if heatmap.masks is not None:  # none is near another
         yield from (draw.choice(errors, found.shape).astype(np.float64) for _ in range(DRAWS))
         return
-    from scipy.ndimage import sobel
+    from scipy.ndimage import gaussian_filter, sobel
     from scipy.spatial import KDTree
 
-    slope = np.hypot(sobel(found, 0), sobel(found, 1)) / 8
+    slope = np.sqrt(gaussian_filter(sobel(found, 0) ** 2 + sobel(found, 1) ** 2, AROUND)) / 8
     unit = slope + DROP * np.abs(found - heatmap.base_score) + FLAT * np.ptp(found) + np.finfo(np.float64).tiny
     relative = errors / unit.ravel()[places]
     tree, nearest = KDTree(np.stack(np.unravel_index(places, found.shape), -1)), min(NEAREST, len(places))
