@@ -23,6 +23,7 @@ from benchmarks.scaling import PANELS, Point, points
 from krypton.ir.occlusions import Grid
 from krypton.planner.capture import CapturedModel, capture
 from krypton.planner.optimizer import plan_query
+from krypton.planner.order import evenly
 from krypton.planner.tiles import single_tiling
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,7 @@ from krypton.ir.occlusions import Grid, Lattice
 NEIGHBOURS = 16
 """Known positions that a value is made of, at most; with 24 maps are no better, and it takes twice as long."""
 
-_CHUNK = 4096  # positions at a time
+_TOGETHER = 4096  # systems that are solved at a time
 
 
 def interpolated(logits: Tensor, grid: Grid, known: Tensor) -> Tensor:
@@ -30,34 +31,44 @@ def interpolated(logits: Tensor, grid: Grid, known: Tensor) -> Tensor:
     """
     from scipy.spatial import KDTree  # slow to import, and only approximate maps need it
 
-    places = grid.rectangles().reshape(-1, 4)[:, :2].double() / torch.tensor(grid.stride)
-    sources, wanted = known.nonzero()[:, 0], (~known).nonzero()[:, 0]
     result = logits.clone()
+    sources, wanted = known.nonzero()[:, 0], (~known).nonzero()[:, 0]
     if not len(wanted):
         return result
+    places = torch.cartesian_prod(*map(torch.arange, grid.shape))
     count = min(NEIGHBOURS, len(sources))
-    found = KDTree(places[sources].numpy()).query(places[wanted].numpy(), count)[1].reshape(-1, count)
-    nearest = sources[torch.from_numpy(found)]
-    for start in range(0, len(wanted), _CHUNK):
-        some, near = wanted[start : start + _CHUNK], nearest[start : start + _CHUNK]
-        shares = _shares(places[near], places[some]).to(logits.dtype)
-        result[some] = F.embedding_bag(near, logits, per_sample_weights=shares, mode="sum")
+    found = torch.from_numpy(KDTree(places[sources].numpy()).query(places[wanted].numpy(), count)[1])
+    near = sources[found.reshape(-1, count).sort(1).values]
+    shares = _shares(places[near] - places[wanted][:, None]).to(logits.dtype)
     least, most = logits[sources].aminmax(dim=0)
-    result[wanted] = result[wanted].clamp(least, most)
+    result[wanted] = F.embedding_bag(near, logits, per_sample_weights=shares, mode="sum").clamp(least, most)
     return result
 
 
-def _shares(known: Tensor, wanted: Tensor) -> Tensor:
-    """(m, k): how much of each of its k known places (m, k, 2) there is at every wanted one (m, 2).
+def _shares(offsets: Tensor) -> Tensor:
+    """(m, k): how much of each of its k neighbours there is in every value, by how far they are from it, (m, k, 2) in strides.
+
+    Around the crossings of a lattice most positions have neighbours that lie alike: each arrangement is solved once. They are
+    told apart by a random number that is made of all offsets.
+    """
+    coefficients = torch.randint(2**62, offsets.shape[1:], generator=torch.Generator().manual_seed(0))
+    _, first, alike = np.unique((offsets * coefficients).sum((1, 2)).numpy(), return_index=True, return_inverse=True)
+    arrangements = offsets[torch.from_numpy(first)].double()
+    parts = [arrangements[start : start + _TOGETHER] for start in range(0, len(arrangements), _TOGETHER)]
+    return torch.cat([_solved(part) for part in parts])[torch.from_numpy(alike)]
+
+
+def _solved(offsets: Tensor) -> Tensor:
+    """The shares (m, k) of neighbours that lie so far from the places wanted, (m, k, 2).
 
     A constant beside the multiquadrics makes the shares add up to 1. Places differ, so there is a solution wherever they lie,
     also all on a line (C. A. Micchelli, "Interpolation of scattered data", Constructive Approximation 2, 1986).
     """
-    count, neighbours = known.shape[:2]
-    system = known.new_ones(count, neighbours + 1, neighbours + 1)
-    system[:, :-1, :-1], system[:, -1, -1] = _multiquadric(torch.cdist(known, known)), 0
-    target = known.new_ones(count, neighbours + 1, 1)
-    target[:, :-1] = _multiquadric(torch.cdist(known, wanted[:, None]))
+    count, neighbours = offsets.shape[:2]
+    system = offsets.new_ones(count, neighbours + 1, neighbours + 1)
+    system[:, :-1, :-1], system[:, -1, -1] = _multiquadric(torch.cdist(offsets, offsets)), 0
+    target = offsets.new_ones(count, neighbours + 1, 1)
+    target[:, :-1, 0] = _multiquadric(offsets.norm(dim=2))
     found: Tensor = torch.linalg.solve(system, target)
     return found[:, :-1, 0]
 

@@ -27,7 +27,7 @@ _TILES = 60  # that costs are averaged over, as planning does
 _FIRST_WRITTEN = 8.0  # ... in memory that the system has to find and to clear
 _PREPARED = 24.0  # ... of weights laid out for a kernel
 _SCATTERED = 3  # times as many tiles hold positions that are refined as these positions alone would fill
-_INTERPOLATED, _PER_LOGIT = 12e-3, 1e-5  # milliseconds for a position that is not computed, and for each of its logits
+_INTERPOLATED, _PER_LOGIT = 5e-3, 1e-5  # milliseconds for a position that is not computed, and for each of its logits
 _FEW = 2.0  # an occlusion among n in a tile takes 1 + this / n times as long as among many: threads have little to share
 _PER_POSITION = ("inference", "tiles", "deltas", "cut", "head")
 

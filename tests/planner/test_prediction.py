@@ -50,7 +50,7 @@ def test_interpolation_is_paid_when_looking_where_to_refine_and_in_the_end() -> 
     settings = settings_of({"disabled_rules": "full_when_cheaper"})
     asked = Approximation(drilldown=0.1, speedup=3.0, quality_share=0.0)
     drilled = plan_query(captured_model("residual"), MANY, mode="approximate", approximation=asked, settings=settings)
-    coarse, refined, rest = (stage.count for stage in drilled.stages)
+    _, refined, rest = (stage.count for stage in drilled.stages)
     assert predict(drilled, PROFILE).milliseconds["between"] == pytest.approx(interpolating(refined + rest + rest, classes=5))
 
 
