@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -115,13 +116,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/interpolation.json"))
     arguments = parser.parse_args()
     console, rows = Console(width=160), list[dict[str, Any]]()
+    about = {
+        "machine": describe(),
+        "commit": commit(),
+        "command": " ".join(["python -m benchmarks.interpolation", *sys.argv[1:]]),
+    }
     for setting in arguments.settings:
         subject = Subject(setting)
         for number, image in enumerate(subject.images(arguments.scans, 0)):
             exact, drilldown = subject.run(image, ""), SETS[Setting.parse(setting).set].drilldown
             rows.append({"setting": setting, "picture": number, "maps": measure(exact, drilldown)})
-            data = {"machine": describe(), "commit": commit(), "command": "python -m benchmarks.interpolation", "results": rows}
-            write_json(arguments.out, data)
+            write_json(arguments.out, about | {"results": rows})
             console.print(f"{setting}, picture {number}", highlight=False)
     console.print(rich_table(table(rows)))
     print(markdown(table(rows)))
