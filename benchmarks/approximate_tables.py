@@ -139,16 +139,20 @@ def overview(rows: Sequence[Row]) -> Plain:
     lines = []
     for setting in _papers_settings(rows):
         own = [row for row in rows if row["setting"] == setting and counts(row)]
-        model, name = setting.split("/")
+        name = setting.partition("/")[2]
         share, speedup = SETS[name].drilldown
         clauses = [*OVERVIEW.values(), f"drilldown => {share:g}, speedup => {speedup:g}"]
         cells = [_cell([row["maps"][clause] for row in own if clause in row["maps"]]) for clause in clauses]
         cells.append(_cell([row["maps"][FLAT] for row in own if FLAT in row["maps"]]))
-        lines.append(
-            (f"{NAMES[model]}, {SETS[name].title} (r {share:g}, s {speedup:g})", str(len(own)), _exact_over_naive(own), *cells)
-        )
+        lines.append((f"{titled(setting)} (r {share:g}, s {speedup:g})", str(len(own)), _exact_over_naive(own), *cells))
     headings = ("setting", "pictures", "exact", *OVERVIEW, "drill-down (r, s)", FLAT)
     return Plain("settings: times faster than naive inference, and SSIM, medians", headings, lines)
+
+
+def titled(setting: str) -> str:
+    """A setting as tables and the papers name it."""
+    model, _, name = setting.partition("/")
+    return f"{NAMES[model]}, {SETS[name].title}"
 
 
 def _papers_settings(rows: Iterable[Row]) -> list[str]:
@@ -220,7 +224,7 @@ def figure_11(rows: Sequence[Row]) -> Plain:
         known = [entry["ssim"] for entry in entries if entry["ssim"] is not None]
         lines.append(
             (
-                f"{NAMES[model]}, {SETS[name].title}",
+                titled(setting),
                 f"{PUBLISHED[model]['exact']}×",
                 _exact_over_naive(own),
                 f"{PUBLISHED[model][name]}×",

@@ -22,10 +22,11 @@ from scipy.interpolate import CloughTocher2DInterpolator, LinearNDInterpolator, 
 from torch import Tensor
 
 from benchmarks.approximate import PATCH, STRIDE, Subject
+from benchmarks.approximate_tables import titled
 from benchmarks.machine import commit, describe
 from benchmarks.record import write_json
 from benchmarks.settings import NINE, SETS, Setting
-from benchmarks.tables import NAMES, Plain, markdown, rich_table
+from benchmarks.tables import Plain, markdown, rich_table
 from krypton.executor.interpolation import bilinear, interpolated
 from krypton.ir.occlusions import Grid, Lattice
 from krypton.planner.stages import coarse_lattice
@@ -99,13 +100,8 @@ def table(rows: Sequence[dict[str, Any]]) -> Plain:
         yield f"{1e3 * statistics.median(row['maps'][name]['seconds'] for row in rows):.0f}"
 
     counts = {setting: sum(row["setting"] == setting for row in rows) for setting in settings}
-    headings = [f"{_title(setting)} ({counts[setting]})" for setting in settings]
+    headings = [f"{titled(setting)} ({counts[setting]})" for setting in settings]
     return Plain("SSIM of what is filled", ("interpolated", *headings, "mean", "ms"), [list(cells(name)) for name in FILLS])
-
-
-def _title(setting: str) -> str:
-    parsed = Setting.parse(setting)
-    return f"{NAMES[parsed.model]}, {SETS[parsed.set].title}"
 
 
 def main() -> None:

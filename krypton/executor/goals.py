@@ -67,7 +67,7 @@ class GoalRun(StageRun):
             case "every" if not self.reached:
                 yield from self._rest(stage)
             case "interpolate":
-                yield from self._interpolate(stage)
+                yield from self._fill(stage)
             case "hold_out":
                 rough = ~self.exact[self.held]
                 if bool(rough.any()):

@@ -18,7 +18,7 @@ from torch import Tensor
 from krypton.ir.occlusions import Grid, Lattice
 
 NEIGHBOURS = 16
-"""Known positions that a value is made of, at most; with 24 maps are no better, and it takes twice as long."""
+"""Known positions that a value is made of, at most; made of all of them maps are no better (`benchmarks.interpolation`)."""
 
 _TOGETHER = 4096  # systems that are solved at a time
 

@@ -40,7 +40,7 @@ class StageRun:
         self.plan, self.engine, self.scores, self.approximation = plan, engine, scores, plan.approximation
         count = plan.occlusions.count
         self.logits = torch.zeros(count, len(engine.base_logits))
-        self.between = self.logits  # with what is not known interpolated, once there are coarse positions
+        self.between = self.logits  # with what is not known interpolated, when last looked
         self.known = torch.zeros(count, dtype=torch.bool)
         self.exact = torch.zeros(count, dtype=torch.bool)
         self.measured: list[Batch] = []
@@ -78,9 +78,13 @@ class StageRun:
         return replace(batch, indices=batch.indices[rough], logits=batch.logits[rough]) if len(rough) else None
 
     def _interpolate(self, stage: Stage) -> Iterator[Batch]:
+        self._look_between()
+        yield from self._fill(stage)
+
+    def _fill(self, stage: Stage) -> Iterator[Batch]:
+        """What is not known, from what was seen when last looked."""
         rest = (~self.known).nonzero()[:, 0]
         if len(rest):
-            self._look_between()
             yield self._note(Batch(rest, self.between[rest], exact=False), stage)
 
     def _look_between(self) -> None:
@@ -108,8 +112,6 @@ class StageRun:
             missing -= len(batch.indices)
             yield self._note(batch, stage)
         self.cancelled = missing > 0
-        if stage.kind == "coarse" and not self.cancelled:
-            self._look_between()
 
     def _note(self, batch: Batch, stage: Stage) -> Batch:
         self.logits[batch.indices], self.exact[batch.indices] = batch.logits, torch.tensor(batch.exact)
@@ -145,6 +147,9 @@ class StageRun:
 
     def _most_sensitive(self, count: int) -> list[int]:
         """Of the positions whose interpolated score is lowest, so many, those that are not known."""
+        if not count:
+            return []
+        self._look_between()
         lowest = self.scores(self.between)[:, 0].argsort(stable=True)[:count]
         return sorted(lowest[~self.known[lowest]].tolist())
 

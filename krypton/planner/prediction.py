@@ -141,7 +141,8 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
         "head": head,
     }
     filled = [stage.count for stage in plan.stages if stage.kind == "interpolate"]
-    looked = [plan.occlusions.count - stage.count for stage in plan.stages if stage.kind == "coarse"]
+    refined = any(stage.kind == "refine" and stage.count for stage in plan.stages)
+    looked = [plan.occlusions.count - stage.count for stage in plan.stages if stage.kind == "coarse" and refined]
     if filled:
         parts["between"] = interpolating(sum(filled) + sum(looked), math.prod(graph.index()[graph.output].shape))
     if tensor.tolerance:

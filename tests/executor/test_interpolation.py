@@ -10,7 +10,7 @@ from hypothesis import given
 from scipy.interpolate import RBFInterpolator, RegularGridInterpolator
 from torch import Tensor
 
-from krypton.executor.interpolation import NEIGHBOURS, bilinear, interpolated
+from krypton.executor.interpolation import NEIGHBOURS, _shares, _solved, bilinear, interpolated
 from krypton.ir.occlusions import Grid
 from krypton.planner.order import evenly
 
@@ -89,6 +89,13 @@ def test_a_grid_of_one_row() -> None:
     known = torch.tensor([True, False] * 5)
     between = interpolated(logits, grid, known)[1:-1]
     assert torch.allclose(between, logits[1:-1], atol=0.1)
+
+
+def test_neighbours_that_lie_alike_have_the_same_shares_as_if_each_were_solved() -> None:
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.stack([torch.randperm(81, generator=generator)[:6] for _ in range(5)])
+    offsets = torch.stack([kinds // 9 - 4, kinds % 9 - 4], 2)[torch.randint(5, (40,), generator=generator)]
+    assert torch.allclose(_shares(offsets), _solved(offsets.double()))
 
 
 def test_one_class_and_many() -> None:

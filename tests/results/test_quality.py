@@ -175,3 +175,17 @@ def test_masks_are_measured_without_ssim(make_heatmap: Make, overlapping_masks: 
     quality = make_heatmap(masks=overlapping_masks, exact=exact, held_out=held_out, **said).quality
     assert quality.ssim is None
     assert 0 < quality.relative_rmse < 10
+
+
+def test_an_error_at_a_peak_is_not_taken_for_a_large_one(make_heatmap: Make) -> None:
+    """A dome whose top is the base score: there it has neither slope nor drop to measure an error by."""
+    away = torch.arange(41.0) - 20
+    dome = -(away[:, None] ** 2 + away**2) / 400
+    rough = logits_map(make_heatmap, dome)
+    places = torch.tensor([41 * row + column for row in (5, 20, 35) for column in (5, 20, 35)])
+    held_out = HeldOut(places, rough.logits.view(-1, 1)[places] - 0.01)
+    exact = torch.zeros(41 * 41, dtype=torch.bool).index_fill(0, places, True).view(41, 41)
+    found = replace(rough, exact=exact, held_out=held_out, info={"approximations": ["keep 0.9"]}).quality
+    assert found is not None
+    assert found.relative_rmse is not None
+    assert found.relative_rmse < 10 * 0.01 / float(dome.max() - dome.min())
