@@ -59,9 +59,9 @@ class Answer:
         return self.execution.seconds
 
     def take(self, batch: Batch) -> None:
-        """Note the logits of a batch; those of held out positions beside what was thought of them."""
-        if batch.stage == "hold_out":
-            self._held_out.append(HeldOut(batch.indices, self._logits[batch.indices]))
+        """Note the logits of a batch; of positions that were held out also what was thought of them."""
+        if batch.thought is not None:
+            self._held_out.append(HeldOut(batch.indices, batch.thought))
         if batch.stage != "interpolate":
             self._seen += len(batch.indices)
         self._logits[batch.indices] = batch.logits

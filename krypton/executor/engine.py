@@ -41,13 +41,15 @@ EARLY = 0.04
 class Batch:
     """Logits (n, K) float32 on the CPU, of the occlusions at these places (n,) of the flattened query.
 
-    `exact`: nothing approximate made them. `stage` is that of an approximate plan, None in others.
+    `exact`: nothing approximate made them. `stage` is that of an approximate plan, None in others. `thought` (n, K): what an
+    approximate plan says of positions that are held out, and of no others.
     """
 
     indices: Tensor
     logits: Tensor
     exact: bool = True
     stage: StageKind | None = None
+    thought: Tensor | None = None
 
 
 @dataclass

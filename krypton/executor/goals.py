@@ -61,25 +61,23 @@ class GoalRun(StageRun):
         stage = self.plan.stages[number]
         match stage.kind:
             case "measure":
-                yield from self._hold_out(stage)
+                yield from self._measure(stage)
             case "coarse" | "refine" if not self.reached:
                 yield from self._rung(stage)
             case "every" if not self.reached:
                 yield from self._rest(stage)
-            case "interpolate":
-                yield from self._fill(stage)
             case "hold_out":
-                rough = ~self.exact[self.held]
-                if bool(rough.any()):
-                    yield self._note(Batch(self.held[rough], self.truth[rough]), stage)
+                yield from self._hold_out(stage)
+            case "interpolate":
+                yield from self._interpolate(stage)
 
-    def _hold_out(self, stage: Stage) -> Iterator[Batch]:
+    def _measure(self, stage: Stage) -> Iterator[Batch]:
         """Positions that are in no lattice, exactly."""
         width = self.plan.occlusions.shape[1]
         lattices = {y * width + x for other in self.plan.stages for y in other.rows for x in other.columns}
         outside = [place for place in range(len(self.logits)) if place not in lattices]
         chosen = evenly_drawn(curve_order(self.plan.occlusions, outside), stage.count, self.approximation.seed)
-        found = []
+        found = self.measured
         for batch in self.engine.run(self._tiles_of(sorted(chosen)), exact=True):
             found.append(batch)
             yield replace(batch, stage=stage.kind)
@@ -92,7 +90,7 @@ class GoalRun(StageRun):
         yield from self._exactly(stage, self._wanted(stage))
         if self.cancelled:
             return
-        self._look_between()
+        self.between = self._look()
         thought = self.held[~self.known[self.held]]
         said = self._promised(self.known, thought, self.between[thought])
         if self.reached:

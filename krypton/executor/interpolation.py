@@ -23,16 +23,17 @@ NEIGHBOURS = 16
 _TOGETHER = 4096  # systems that are solved at a time
 
 
-def interpolated(logits: Tensor, grid: Grid, known: Tensor) -> Tensor:
+def interpolated(logits: Tensor, grid: Grid, known: Tensor, asked: Tensor | None = None) -> Tensor:
     """Logits (n, K) of all positions of a grid: the known ones (n,) as they are, the others interpolated between those.
 
     Each is what a sum of multiquadrics sqrt(1 + d²) through the nearest known ones has at its place, with distances d in
-    strides; but never beyond the range that the known values of a class have. At least one position is known.
+    strides; but never beyond the range that the known values of a class have. At least one position is known. With `asked` (m,)
+    only those at these places are interpolated, and the rest is as it was given.
     """
     from scipy.spatial import KDTree  # slow to import, and only approximate maps need it
 
     result = logits.clone()
-    sources, wanted = known.nonzero()[:, 0], (~known).nonzero()[:, 0]
+    sources, wanted = known.nonzero()[:, 0], (~known).nonzero()[:, 0] if asked is None else asked[~known[asked]]
     if not len(wanted):
         return result
     places = torch.cartesian_prod(*map(torch.arange, grid.shape))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from krypton.executor.engine import Batch, Engine
 from krypton.executor.interpolation import bilinear, interpolated
@@ -40,7 +41,7 @@ class StageRun:
         self.plan, self.engine, self.scores, self.approximation = plan, engine, scores, plan.approximation
         count = plan.occlusions.count
         self.logits = torch.zeros(count, len(engine.base_logits))
-        self.between = self.logits  # with what is not known interpolated, when last looked
+        self.between = self.logits  # with what is not known interpolated, when last looked; before those held out
         self.known = torch.zeros(count, dtype=torch.bool)
         self.exact = torch.zeros(count, dtype=torch.bool)
         self.measured: list[Batch] = []
@@ -56,10 +57,10 @@ class StageRun:
                 yield from self._interpolate(stage)
             case "correct":
                 yield from self._correct(stage)
-            case "hold_out" if self.measured:
-                yield from (self._note(part, stage) for batch in self.measured if (part := self._rough(batch)) is not None)
+            case "hold_out":
+                yield from self._hold_out(stage)
             case _:
-                yield from self._compute(stage)
+                yield from self._compute(self._tiles(stage), stage)
 
     def _measure(self, stage: Stage) -> Iterator[Batch]:
         """Exact values, which are not counted as known: the approximate ones of the same positions are wanted, too."""
@@ -72,24 +73,37 @@ class StageRun:
             assert self.plan.tensor is not None
             self.plan = self.engine.settled(self.plan, self.plan.tensor.keep)
 
-    def _rough(self, batch: Batch) -> Batch | None:
-        """The part of an exact batch whose positions are known approximately alone."""
-        rough = (~self.exact[batch.indices]).nonzero()[:, 0]
-        return replace(batch, indices=batch.indices[rough], logits=batch.logits[rough]) if len(rough) else None
+    def _hold_out(self, stage: Stage) -> Iterator[Batch]:
+        """Exact values of positions that have none yet, beside what is said of them without any of these."""
+        if self.measured:
+            rough = [part for batch in self.measured if len((part := self._rough(batch)).indices)]
+            places = [place for part in rough for place in part.indices.tolist()]
+            found: Iterable[Batch] = (self._note(part, stage) for part in rough)
+        else:
+            tiles = self._tiles(stage)
+            places = [place for tile in tiles for place in tile.indices]
+            found = self._compute(tiles, stage)
+        said = self._look(torch.tensor(places, dtype=torch.long))
+        for batch in found:
+            yield replace(batch, thought=said[batch.indices])
+
+    def _rough(self, batch: Batch) -> Batch:
+        """The part of an exact batch whose positions are not known exactly."""
+        rough = ~self.exact[batch.indices]
+        return replace(batch, indices=batch.indices[rough], logits=batch.logits[rough])
 
     def _interpolate(self, stage: Stage) -> Iterator[Batch]:
-        self._look_between()
-        yield from self._fill(stage)
-
-    def _fill(self, stage: Stage) -> Iterator[Batch]:
-        """What is not known, from what was seen when last looked."""
+        """What is not known."""
         rest = (~self.known).nonzero()[:, 0]
         if len(rest):
-            yield self._note(Batch(rest, self.between[rest], exact=False), stage)
+            yield self._note(Batch(rest, self._look()[rest], exact=False), stage)
 
-    def _look_between(self) -> None:
+    def _look(self, asked: Tensor | None = None) -> Tensor:
+        """Logits (n, K) with those of the places asked about (m,), or of all, interpolated where they are not known."""
+        if bool(self.known.all()):
+            return self.logits.clone()
         assert isinstance(self.plan.occlusions, Grid)
-        self.between = interpolated(self.logits, self.plan.occlusions, self.known)
+        return interpolated(self.logits, self.plan.occlusions, self.known, asked)
 
     def _correct(self, stage: Stage) -> Iterator[Batch]:
         """Exact values at crossings; what the cheap ones there are off by is taken to vary evenly between them.
@@ -97,7 +111,7 @@ class StageRun:
         Errors are rougher than maps: smooth curves through them overshoot.
         """
         cheap = self.logits.clone()
-        yield from self._compute(stage)
+        yield from self._compute(self._tiles(stage), stage)
         if not self.cancelled:
             assert isinstance(self.plan.occlusions, Grid)
             errors = bilinear(self.logits - cheap, self.plan.occlusions, (stage.rows, stage.columns))
@@ -105,8 +119,7 @@ class StageRun:
             mended = self._note(Batch(rest, cheap[rest] + errors[rest], exact=False), stage)
             yield replace(mended, stage="interpolate")
 
-    def _compute(self, stage: Stage) -> Iterator[Batch]:
-        tiles = self._tiles(stage)
+    def _compute(self, tiles: Sequence[OcclusionTile], stage: Stage) -> Iterator[Batch]:
         missing = _count(tiles)
         for batch in self.engine.run(tiles, exact=stage.kind in ("correct", "hold_out")):
             missing -= len(batch.indices)
@@ -149,7 +162,7 @@ class StageRun:
         """Of the positions whose interpolated score is lowest, so many, those that are not known."""
         if not count:
             return []
-        self._look_between()
+        self.between = self._look()
         lowest = self.scores(self.between)[:, 0].argsort(stable=True)[:count]
         return sorted(lowest[~self.known[lowest]].tolist())
 

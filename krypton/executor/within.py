@@ -260,28 +260,26 @@ class _Within:
         if isinstance(self.occlusions, Grid):
             if self.engine.exact:
                 held &= ~self._in_company(self.occlusions)
-                yield from self._known_after_all(self.held & ~held)
-            rest = (~self.known).nonzero()[:, 0]
-            if len(rest) and self.known.any():
-                between = interpolated(self.logits, self.occlusions, self.known)[rest]
-                yield Batch(rest, between, exact=False, stage="interpolate")
-            elif len(rest):  # nothing but what was measured
+            if not self.known.any():  # nothing but what was measured
                 held &= False
-                yield from self._known_after_all(self.held)
-                rest = (~self.known).nonzero()[:, 0]
-                between = interpolated(self.logits, self.occlusions, self.known)[rest]
-                yield Batch(rest, between, exact=False, stage="interpolate")
+            yield from self._put_in(self.held & ~held, "level")
+            said = interpolated(self.logits, self.occlusions, self.known, held.nonzero()[:, 0])
+            yield from self._put_in(held, "hold_out", said)
+            rest = (~self.known).nonzero()[:, 0]
+            if len(rest):
+                found = interpolated(self.logits, self.occlusions, self.known)[rest]
+                yield Batch(rest, found, exact=False, stage="interpolate")
         else:
             held &= self.known
-            yield from self._known_after_all(self.held & ~held)
-        indices = held.nonzero()[:, 0]
-        if len(indices):
-            yield Batch(indices, self.held_logits[indices], stage="hold_out")
+            yield from self._put_in(self.held & ~held, "level")
+            yield from self._put_in(held, "hold_out", self.logits.clone())
 
-    def _known_after_all(self, which: Tensor) -> Iterator[Batch]:
+    def _put_in(self, which: Tensor, stage: StageKind, said: Tensor | None = None) -> Iterator[Batch]:
+        """Exact values of some that were held out; beside what is `said` without them where the quality is measured."""
         indices = which.nonzero()[:, 0]
         if len(indices):
-            yield self._note(Batch(indices, self.held_logits[indices]), "level")
+            thought = None if said is None else said[indices]
+            yield self._note(Batch(indices, self.held_logits[indices], thought=thought), stage)
 
     def _missed(self) -> str:
         """What became of the goal when time was up."""

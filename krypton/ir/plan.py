@@ -138,8 +138,8 @@ class Stage:
     measure: a few positions exactly, to see where changes are, before fields are cut. every: all positions. correct: those at
     the crossings of some `rows` and `columns` exactly, and what the others are off by interpolated between these. coarse: those
     at the crossings of some `rows` and `columns`. refine: the positions whose interpolated score is lowest, as far as they are
-    not known. interpolate: between those that are known, without computing anything. hold_out: positions that
-    are only approximately known, exactly; those that were measured, if any were. Once a goal is promised by those that were
+    not known. hold_out: positions that are only approximately known, or not yet, exactly; those that were measured, if any
+    were. interpolate: between all that are known, without computing anything. Once a goal is promised by those that were
     measured, no more positions are computed, and the others are interpolated. level: those at the crossings of some `rows`
     and `columns` that no level before it had, as far as there is time; without rows and columns, all that are left.
     `count` is how many positions the stage asks about or fills in; for refine what is expected. `tiling` gathers those at
@@ -190,5 +190,5 @@ class QueryPlan:
     @property
     def asking(self) -> tuple[Stage, ...]:
         """The stages that ask the model; what was measured is not asked about again when held out."""
-        measured = bool(self.stages) and self.stages[0].kind == "measure" and self.stages[-1].kind == "hold_out"
-        return tuple(stage for stage in self.stages[: -1 if measured else None] if stage.kind != "interpolate")
+        others = {"interpolate", "hold_out"} if self.stages and self.stages[0].kind == "measure" else {"interpolate"}
+        return tuple(stage for stage in self.stages if stage.kind not in others)

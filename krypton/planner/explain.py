@@ -219,7 +219,7 @@ def _stage(stage: Stage, plan: QueryPlan) -> str:
             return f"level: every {step}. row and column, the last ones too, {stage.count:,} positions that are not known yet"
         case "level":
             return f"level: {'all' if stage.count == total else 'the other'} {stage.count:,} positions"
-        case "interpolate" if stage.count == 0:
+        case "interpolate" if plan.approximation is not None and plan.approximation.ssim is not None:
             return "interpolate: all positions that the goal did not need"
         case "refine":
             return f"refine: about {stage.count:,} positions where the interpolated score is lowest"

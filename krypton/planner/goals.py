@@ -51,7 +51,7 @@ def goal_stages(occlusions: Occlusions, approximation: Approximation) -> tuple[S
             refined = min(round(SHARES[step] * total), left)
             stages.append(Stage("refine", refined))
             left -= refined
-    return (*stages, Stage("every", max(left, 0)), Stage("interpolate", 0), Stage("hold_out", held_out))
+    return (*stages, Stage("every", max(left, 0)), Stage("hold_out", held_out), Stage("interpolate", 0))
 
 
 def check_grid(occlusions: Occlusions) -> Grid:

@@ -45,7 +45,7 @@ def plan_stages(
     if approximation.ssim is not None:
         return goal_stages(occlusions, approximation)
     if approximation.drilldown is None or approximation.speedup is None:
-        stages, rough = [Stage("every", total)], 0 if exact else total
+        stages, rough, rest = [Stage("every", total)], 0 if exact else total, None
         if approximation.correct is not None and not exact:
             if not isinstance(occlusions, Grid):
                 raise BindError("correct needs a grid of positions: leave it out with MASKS")
@@ -59,13 +59,17 @@ def plan_stages(
         coarse = len(rows) * len(columns)
         refined = round(approximation.drilldown * (total - coarse))
         rest = total - coarse - refined
-        stages = [Stage("coarse", coarse, rows, columns), Stage("refine", refined), Stage("interpolate", rest)]
+        stages = [Stage("coarse", coarse, rows, columns), Stage("refine", refined)]
         rough = rest if exact else total
     held_out = min(math.ceil(approximation.quality_share * total), rough)
     if measure:
         held_out = min(max(held_out, MEASURED), total)
         stages = [Stage("measure", held_out), *stages]
-    return (*stages, Stage("hold_out", held_out)) if held_out else tuple(stages)
+    if held_out:
+        stages.append(Stage("hold_out", held_out))
+    if rest is not None:  # of it those held out are known by then
+        stages.append(Stage("interpolate", rest - round(held_out * rest / max(rough, 1))))
+    return tuple(stages)
 
 
 def with_tilings(

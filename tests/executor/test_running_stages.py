@@ -75,7 +75,7 @@ def test_no_position_is_computed_twice_but_those_held_out(answers: Tensor) -> No
     rough = [index for index, exact in engine.asked if not exact]
     held_out = [index for index, exact in engine.asked if exact]
     assert len(rough) == len(set(rough))
-    assert len(held_out) == len(set(held_out)) == plan.stages[-1].count
+    assert len(held_out) == len(set(held_out)) == plan.stages[2].count
     assert not set(rough) & set(held_out)
     assert torch.isfinite(result).all()
     computed = torch.tensor(sorted(rough + held_out))
@@ -95,13 +95,27 @@ def test_the_share_with_the_lowest_interpolated_score_is_refined(answers: Tensor
     assert {index for index, exact in engine.asked if not exact} == crossings | lowest
 
 
+@pytest.mark.parametrize("quality", [0.0, 0.05])
 @pytest.mark.parametrize("share", [0.0, 0.1])
 @pytest.mark.parametrize("captured", [True, False])
-def test_what_is_not_computed_is_interpolated_between_all_that_is(captured: bool, share: float, answers: Tensor) -> None:
-    plan = planned(Approximation(drilldown=share, speedup=4.0, quality_share=0.0), captured)
-    _, engine, result = filled(plan, answers)
+def test_what_is_not_computed_is_interpolated_between_all_that_is(
+    captured: bool, share: float, quality: float, answers: Tensor
+) -> None:
+    plan = planned(Approximation(drilldown=share, speedup=4.0, quality_share=quality), captured)
+    batches, engine, result = filled(plan, answers)
     computed = {index for index, _ in engine.asked}
     assert torch.equal(result, interpolated(answers, FINE, among(computed)))
+    assert any(batch.stage == "hold_out" for batch in batches) == (quality > 0)
+
+
+def test_what_is_thought_of_positions_held_out_knows_of_none_of_them(answers: Tensor) -> None:
+    batches, engine, _ = filled(planned(), answers)
+    others = interpolated(answers, FINE, among(index for index, exact in engine.asked if not exact))
+    held_out = [batch for batch in batches if batch.thought is not None]
+    assert {batch.stage for batch in held_out} == {"hold_out"}
+    assert len(held_out) > 1  # the later ones know nothing of the first, either
+    for batch in held_out:
+        assert torch.equal(batch.thought, others[batch.indices])
 
 
 def test_a_run_that_is_stopped_goes_no_further(answers: Tensor) -> None:
@@ -149,7 +163,7 @@ def test_low_precision_is_not_taken_for_exact() -> None:
     image, fill = image_and_fill()
     batches = list(execute(plan, image, fill, weights=captured_model("residual").weights))
     assert {batch.stage: batch.exact for batch in batches} == {"coarse": False, "interpolate": False, "hold_out": True}
-    held_out = batches[-1]
+    held_out = next(batch for batch in batches if batch.stage == "hold_out")
     oracle = Oracle(model("residual"), image, fill, FINE)
     error = (held_out.logits - oracle.reference[held_out.indices]).abs() / oracle.allowed
     assert error.max() <= 1

@@ -89,9 +89,11 @@ def test_stages_add_up(height: int, width: int, share: float, speedup: float, qu
         stages = {stage.kind: stage for stage in plan_stages(grid, approximation, exact=exact)}
     except BindError:
         assume(False)
-    assert sum(stages[kind].count for kind in ("coarse", "refine", "interpolate")) == grid.count
-    rough = stages["interpolate"].count if exact else grid.count
-    assert stages.get("hold_out", Stage("hold_out", 0)).count == min(math.ceil(quality * grid.count), rough)
+    held_out = stages.get("hold_out", Stage("hold_out", 0)).count
+    rest = grid.count - stages["coarse"].count - stages["refine"].count
+    rough = rest if exact else grid.count
+    assert held_out == min(math.ceil(quality * grid.count), rough)
+    assert abs(stages["interpolate"].count - rest * (1 - held_out / max(rough, 1))) < 0.51
     assert stages["interpolate"].computed == 0
 
 
@@ -109,7 +111,7 @@ def test_masks_have_no_grid_to_drill_down_on() -> None:
 def test_a_plan_with_stages_survives_json() -> None:
     plan = planned()
     assert plan.kind == "approximate"
-    assert [stage.kind for stage in plan.stages] == ["coarse", "refine", "interpolate", "hold_out"]
+    assert [stage.kind for stage in plan.stages] == ["coarse", "refine", "hold_out", "interpolate"]
     assert plan_from_json(plan_to_json(plan)) == plan
 
 
@@ -138,8 +140,8 @@ def test_explain_shows_the_stages_and_what_they_save() -> None:
     assert [line.split(":")[0] for line in lines] == [
         "stage 1, coarse",
         "stage 2, refine",
-        "stage 3, interpolate",
-        "stage 4, hold out",
+        "stage 3, hold out",
+        "stage 4, interpolate",
     ]
     assert plan.computed == sum(stage.count for stage in plan.stages if stage.kind != "interpolate")
     assert plan.computed < exact.computed == FINE.count

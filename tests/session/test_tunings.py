@@ -270,7 +270,7 @@ def test_without_a_tuning_the_query_says_how_to_make_one_and_measures(con: krypt
     krypton.sql.parse(advice)
     kinds = [stage.kind for stage in query.plan().stages]
     assert kinds[0] == "measure"
-    assert kinds[-3:] == ["every", "interpolate", "hold_out"]
+    assert kinds[-3:] == ["every", "hold_out", "interpolate"]
     assert plan_from_json(plan_to_json(query.plan())) == query.plan()
     assert "in 90% of cases" in str(query.estimate())
     assert "SSIM 0.8 is reached" in query.explain(analyze=True)

@@ -18,7 +18,9 @@ import krypton
 from krypton import BindError, ExecutionError, Heatmap, explain_occlusion
 from krypton.cli.render import summary
 from krypton.estimates import Estimate
+from krypton.executor.interpolation import interpolated
 from krypton.executor.pacing import Clock
+from krypton.ir.occlusions import Grid
 from krypton.ir.plan import QueryPlan, Stage
 from krypton.ir.serde import plan_from_json, plan_to_json
 from krypton.planner.deadline import KEEP, TOLERANCE
@@ -94,6 +96,12 @@ def test_held_out_values_were_interpolated(con: krypton.Connection, pixels: NDAr
     thought, truth = heatmap.held_out.logits, exact.logits.flatten(0, 1)[held_out]
     assert not torch.allclose(thought, truth, atol=1e-5)
     assert torch.allclose(heatmap.logits.flatten(0, 1)[held_out], truth, atol=1e-5)
+    computed, grid = heatmap.exact.flatten(), Grid(heatmap.image_size, (5, 5), (1, 1))
+    among_all = interpolated(heatmap.logits.flatten(0, 1), grid, computed)
+    assert torch.allclose(heatmap.logits.flatten(0, 1), among_all, atol=1e-6)
+    computed[held_out] = False
+    among_others = interpolated(heatmap.logits.flatten(0, 1), grid, computed)
+    assert torch.allclose(thought, among_others[held_out], atol=1e-6)
 
 
 @pytest.mark.usefixtures("few")
