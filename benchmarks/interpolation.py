@@ -29,10 +29,10 @@ from benchmarks.machine import commit, describe
 from benchmarks.record import write_json
 from benchmarks.settings import NINE, SETS, Setting
 from benchmarks.tables import Plain, markdown, rich_table
+from krypton.approximation import QUALITY_SHARE
 from krypton.executor.interpolation import bilinear, interpolated
 from krypton.executor.stages import evenly_drawn
 from krypton.ir.occlusions import Grid, Lattice
-from krypton.ir.plan import Approximation
 from krypton.planner.stages import coarse_lattice
 from krypton.planner.tiles import curve_order
 from krypton.results import Heatmap, compare
@@ -91,7 +91,7 @@ def measure(exact: Heatmap, drilldown: tuple[float, float]) -> dict[str, dict[st
     logits, known = exact.logits.flatten(0, 1), computed(exact, grid, lattice, drilldown[0])
     rest = curve_order(grid, (~known).nonzero()[:, 0].tolist())
     more = known.clone()
-    more[evenly_drawn(rest, math.ceil(Approximation().quality_share * grid.count), seed=0)] = True
+    more[evenly_drawn(rest, math.ceil(QUALITY_SHARE * grid.count), seed=0)] = True
     found = {}
     for name, fill, given in [*((name, fill, known) for name, fill in FILLS.items()), (WITH_HELD_OUT, _nearest, more)]:
         started = time.perf_counter()
