@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import os
 import runpy
@@ -211,7 +212,8 @@ def measure(subject: Subject, image: np.ndarray[Any, Any], clauses: tuple[str, .
     own = [(clause, heatmap, float(heatmap.info["seconds"])) for clause, heatmap in found.items()]
     none = {"seconds": None, "naive": None, "exact": None}
     maps = {
-        name: quality(heatmap, exact) | ({"seconds": spent} | taken if taken else none)  # those that it took turns with
+        # times are those that it took turns with
+        name: quality(heatmap, exact) | ({"seconds": spent} | taken if taken else none) | {"commit": commit()}
         for name, heatmap, spent in (*own, *made(exact, found))
     }
     return {
@@ -261,11 +263,17 @@ def main() -> None:
     parser.add_argument("--no-times", action="store_true", help="quality alone, for when the computer is busy")
     parser.add_argument("--missing", action="store_true", help="only pictures that are not in the results yet")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no picture after so many")
+    parser.add_argument("--merge", nargs="*", type=Path, help="measure nothing, take these results of the same machine over")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/approximate.json"))
     arguments = parser.parse_args()
     with_tuned_allocator()
     console, machine, started = Console(width=160), describe(), time.perf_counter()
-    for setting in arguments.settings:
+    for path in arguments.merge or ():
+        rows = saved(path, machine)
+        if not rows:
+            parser.error(f"{path} has no results of this machine")
+        save(arguments.out, machine, functools.reduce(merged, rows, saved(arguments.out, machine)))
+    for setting in arguments.settings if arguments.merge is None else ():
         rows = saved(arguments.out, machine)
         done = {row["picture"] for row in rows if row["setting"] == setting} if arguments.missing else set()
         if done >= set(range(arguments.first, arguments.first + arguments.scans)):
