@@ -3,8 +3,9 @@
 The papers' drill-down has two stages whose sizes are chosen beforehand. Here there are as many levels as time allows: each
 halves the step of the one before, and within a level those tiles come first whose known neighbours differ most. Flat regions
 are left for the end. A few positions are held out from all of this: what the map says of them, interpolated, is compared
-with their exact values, which tells its quality; then the rest is interpolated between these, too. When time suffices for all
-positions, all are computed, and the map is exact. With a goal for its quality the run ends as soon as those held out promise it.
+with their exact values, which tells its quality; then the rest is interpolated between these, too. When time suffices for
+all positions, all are computed, and the map is exact. With a goal for its quality the run ends as soon as those held out
+promise it.
 """
 
 from __future__ import annotations
