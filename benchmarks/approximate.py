@@ -210,7 +210,7 @@ def measure(subject: Subject, image: np.ndarray[Any, Any], clauses: tuple[str, .
         seconds = min(exact.info["seconds"], subject.run(image, "").info["seconds"])
         taken = {"naive": naive.best * exact.known.numel(), "exact": seconds}
     own = [(clause, heatmap, float(heatmap.info["seconds"])) for clause, heatmap in found.items()]
-    none = {"seconds": None, "naive": None, "exact": None}
+    none: dict[str, Any] = {"seconds": None, "naive": None, "exact": None}
     maps = {
         # times are those that it took turns with
         name: quality(heatmap, exact) | ({"seconds": spent} | taken if taken else none) | {"commit": commit()}

@@ -107,7 +107,8 @@ def photo(size: int) -> Tensor:
     """A real photo (3, size, size), normalised as ImageNet models want it."""
     from skimage import data, transform
 
-    pixels = torch.from_numpy(transform.resize(data.astronaut(), (size, size), anti_aliasing=True)).float().permute(2, 0, 1)
+    resized = transform.resize(data.astronaut(), (size, size), anti_aliasing=True)  # type: ignore[no-untyped-call]
+    pixels = torch.from_numpy(resized).float().permute(2, 0, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return (pixels - mean[:, None, None]) / std[:, None, None]
 

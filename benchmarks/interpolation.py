@@ -84,7 +84,7 @@ def computed(exact: Heatmap, grid: Grid, lattice: Lattice, share: float) -> Tens
     return known
 
 
-def measure(exact: Heatmap, drilldown: tuple[float, float]) -> dict[str, dict[str, float]]:
+def measure(exact: Heatmap, drilldown: tuple[float, float]) -> dict[str, dict[str, float | None]]:
     """By interpolation: SSIM against the exact map, and seconds."""
     grid = Grid(exact.image_size, PATCH, STRIDE)
     lattice = coarse_lattice(grid, *drilldown)
@@ -92,7 +92,7 @@ def measure(exact: Heatmap, drilldown: tuple[float, float]) -> dict[str, dict[st
     rest = curve_order(grid, (~known).nonzero()[:, 0].tolist())
     more = known.clone()
     more[evenly_drawn(rest, math.ceil(QUALITY_SHARE * grid.count), seed=0)] = True
-    found = {}
+    found = dict[str, dict[str, float | None]]()
     for name, fill, given in [*((name, fill, known) for name, fill in FILLS.items()), (WITH_HELD_OUT, _nearest, more)]:
         started = time.perf_counter()
         filled = fill(logits, grid, given, lattice)

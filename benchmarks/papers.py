@@ -68,7 +68,7 @@ def measure(subject: Subject, rounds: int, tiles: int, patches: tuple[int, ...])
         grid = papers_grid(subject.case.size, patch)
         plan = plan_query(subject.captured, grid, model=subject.case.name)
         exact = Tiled(subject.captured, plan, subject.image, subject.fill, rounds, tiles)
-        runs = {**stock, "exact": exact}
+        runs: dict[str, Stock | Tiled] = {**stock, "exact": exact}
         times: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(rounds):
             for name, run in runs.items():

@@ -117,7 +117,8 @@ def measure(case: Case, tiles: int, repeats: int) -> dict[str, Any]:
     for row in operators(plan, actual):
         if row.actual is not None:
             layers.append(_layer(row.node, row.operator, row.actual / count, arithmetic[row.node.id] / count, kernels, count))
-    once = {"what": "base views (once per map)", "ms": setup / subject.grid.count, "multiply_adds": 0.0}
+    per_map = setup / subject.grid.count
+    once = {"what": "base views (once per map)", "ms": per_map, "multiply_adds": 0.0}
     rest = {"what": "occlude, batching, copies out", "ms": (total - sum(actual.values())) / count, "multiply_adds": 0.0}
     groups = _grouped([part for layer in layers for part in layer["parts"]] + [once, rest])
     return {
@@ -125,7 +126,7 @@ def measure(case: Case, tiles: int, repeats: int) -> dict[str, Any]:
         "size": case.size,
         "commit": commit(),
         "measured_positions": count,
-        "ms_per_position": total / count + once["ms"],
+        "ms_per_position": total / count + per_map,
         "gemm_gflops": gemm,
         "groups": groups,
         "layers": layers,
@@ -135,7 +136,7 @@ def measure(case: Case, tiles: int, repeats: int) -> dict[str, Any]:
 def _layer(node: Node, operator: str, ms: float, multiply_adds: float, kernels: Kernels, count: int) -> dict[str, Any]:
     """One operator: its parts add up to its time. Without kernels of its own, all of it is its own arithmetic."""
     own, combine = (kernels.of(node.id, what) / count for what in ("own", "combine"))
-    parts = [
+    parts: list[dict[str, Any]] = [
         {"what": kind(node), "ms": own or (ms - combine if node.op != "combine" else combine), "multiply_adds": multiply_adds}
     ]
     if combine and node.op != "combine":

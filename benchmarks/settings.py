@@ -108,11 +108,12 @@ def _inset(kind: str, seed: int, size: int) -> tuple[Pixels, tuple[int, int, int
     top, left = (draw.integers(0, length - size + 1) for length in texture.shape)
     tint = draw.uniform(0.6, 1.0, 3)
     side = round(size * INSET)
-    box = (*(int(draw.integers(0, size - side + 1)) for _ in range(2)), side, side)
+    down, across = (int(draw.integers(0, size - side + 1)) for _ in range(2))
+    box = down, across, side, side
     photo = _cut(_crop_of_photo(kind, seed, size)[0], draw, side, None)
     mask = np.zeros((size, size, 1))
     mask[box[0] + EDGE : box[0] + side - EDGE, box[1] + EDGE : box[1] + side - EDGE] = 1.0
-    mask = gaussian(mask, EDGE / 2, channel_axis=2)
+    mask = gaussian(mask, EDGE / 2, channel_axis=2)  # type: ignore[no-untyped-call]
     image = np.repeat(texture[top : top + size, left : left + size, None], 3, 2) * tint
     laid = np.zeros_like(image)
     laid[box[0] : box[0] + side, box[1] : box[1] + side] = photo

@@ -49,7 +49,11 @@ def of(rows: Sequence[dict[str, Any]]) -> list[Plain]:
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, Cell]]) -> Plain:
-    columns = [("model", lambda row: NAMES.get(row["model"], row["model"])), ("input", lambda row: f"{row['size']}²"), *columns]
+    columns = [
+        ("model", lambda row: NAMES.get(row["model"]) or str(row["model"])),
+        ("input", lambda row: f"{row['size']}²"),
+        *columns,
+    ]
     return Plain(title, [name for name, _ in columns], [[cell(row) for _, cell in columns] for row in rows])
 
 

@@ -45,7 +45,7 @@ def tight(graph: Graph, grid: Grid) -> float:
     Multiply-adds are proportional to rows and to columns, so that sums over each axis will do.
     """
     fields = Fields(graph)
-    spans = [[fields.axis(axis, interval) for interval in grid.intervals(axis)] for axis in (0, 1)]  # type: ignore[arg-type]
+    spans = [[fields.axis(axis, interval) for interval in grid.intervals(axis)] for axis in (0, 1)]
     total = 0.0
     for node in graph:
         if node.mode == "delta" and node.op != "image":
@@ -86,7 +86,7 @@ def _widest(node: Node, axis: int, sources: list[int]) -> int:
 def _sizes(fields: Fields, node: Node, tile: OcclusionTile) -> list[tuple[int, int]]:
     """What is computed for each of a tile's occlusions."""
     if node.op == "conv" and node.kernel and find("conv", node.own_kernel).fused:
-        rows, columns = ([fields.changed(axis, i)[node.id].size for i in tile.own[axis]] for axis in (0, 1))  # type: ignore[arg-type]
+        rows, columns = ([fields.changed(axis, i)[node.id].size for i in tile.own[axis]] for axis in (0, 1))
         return list(zip(rows, columns, strict=True))
     box = fields.box(node, tile.rows, tile.columns)
     return [(box.rows.size, box.columns.size)] * len(tile.indices)

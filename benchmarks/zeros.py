@@ -53,7 +53,7 @@ class Counts:
     def add(self, values: Tensor, work: float) -> None:
         """`values` (B, C, h, w); places that change in no occlusion are not read."""
         changed = values != 0
-        for some in changed.split(TOGETHER):
+        for some in torch.split(changed, TOGETHER):
             places = some.any(1).all(0)
             if len(some) < TOGETHER or not bool(places.any()):
                 continue

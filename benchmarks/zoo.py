@@ -118,8 +118,8 @@ def try_model(name: str) -> Finding:
     image = torch.randn(3, size, size, generator=torch.Generator().manual_seed(1))
     # not zero: it makes whole regions zero in untrained models without biases, and layer norms blow up rounding errors there
     fill = torch.tensor([0.07, 0.2, 0.43])[:, None, None].expand(3, size, size)
-    error = _error(model, captured.weights, plan, image, fill)
-    return Finding(name, size, len(graph), ends, error, summary.arithmetic if summary else None, seconds)
+    worst = _error(model, captured.weights, plan, image, fill)
+    return Finding(name, size, len(graph), ends, worst, summary.arithmetic if summary else None, seconds)
 
 
 @torch.no_grad()
