@@ -42,7 +42,7 @@ class Answer:
         self._known = torch.zeros(self.total, dtype=torch.bool)
         self._exact = torch.zeros(self.total, dtype=torch.bool)
         self._held_out: list[HeldOut] = []
-        self._seen = 0
+        self._seen, self._measured = 0, False
         self._warnings = list(query.model.notes)
 
     @property
@@ -62,7 +62,8 @@ class Answer:
         """Note the logits of a batch; of positions that were held out also what was thought of them."""
         if batch.thought is not None:
             self._held_out.append(HeldOut(batch.indices, batch.thought))
-        if batch.stage != "interpolate":
+        self._measured |= batch.stage == "measure"
+        if not (batch.stage == "interpolate" or (batch.stage == "hold_out" and self._measured)):
             self._seen += len(batch.indices)
         self._logits[batch.indices] = batch.logits
         self._known[batch.indices], self._exact[batch.indices] = True, torch.tensor(batch.exact)
@@ -153,12 +154,13 @@ def note_of_reuse(known: int, total: int) -> list[str]:
 
 def snapshots(answers: Iterable[Answer]) -> Iterator[Heatmap]:
     """Maps of their own for answers that grow: the first, the complete last, and those between that copying has time for."""
-    ready, cost = 0.0, 0.0
+    ready, last = 0.0, None
     for answer in answers:
         now = time.perf_counter()
-        if answer.done == 0 or (now < ready and answer.done < answer.total):
-            continue
-        heatmap = answer.snapshot()
-        cost = time.perf_counter() - now
-        ready = now + cost / _COPYING
-        yield heatmap
+        last = answer if answer.done else None
+        if last is not None and now >= ready:
+            heatmap, last = answer.snapshot(), None
+            ready = now + (time.perf_counter() - now) / _COPYING
+            yield heatmap
+    if last is not None:
+        yield last.snapshot()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from krypton.errors import BindError
 from krypton.ir.plan import Approximation
 from krypton.planner.stages import first_stride
@@ -18,6 +20,9 @@ DRILLDOWN, SPEEDUP = 0.25, 3.0
 """The papers' setting for natural images, and the default of MODE APPROXIMATE."""
 
 QUALITY_SHARE = 0.02
+
+_NUMBERS = (int, float, np.integer, np.floating)
+_MOST = 2**63
 
 
 def check_approximation(options: Mapping[str, Any], seed: int, within: float | None = None) -> Approximation:
@@ -47,7 +52,11 @@ def check_approximation(options: Mapping[str, Any], seed: int, within: float | N
     if within is None and (fixed or (tau is None and keep is None and not freeze)):
         drilldown = number_option("drilldown", given.get("drilldown", DRILLDOWN), 0, 1)
         speedup = number_option("speedup", given.get("speedup", SPEEDUP), 1)
-        first_stride(drilldown, speedup)
+        try:
+            first_stride(drilldown, speedup)
+        except BindError as error:
+            unwritten = next((name for name in ("drilldown", "speedup") if name not in given), None)
+            raise BindError(f"{error} ({unwritten} is not written: that is its default)" if unwritten else str(error)) from None
     return Approximation(tau, keep, drilldown, speedup, share, seed, within, freeze=freeze, crop=crop, correct=correct)
 
 
@@ -89,15 +98,20 @@ def flag_option(name: str, value: object) -> bool:
 
 
 def whole_option(name: str, value: object, least: int) -> int:
-    """A whole number that an option takes; raises BindError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value) or value < least:
+    """A whole number of 63 bits that an option takes; raises BindError."""
+    if (
+        not isinstance(value, _NUMBERS)
+        or isinstance(value, bool)
+        or not least <= value < _MOST
+        or not float(value).is_integer()
+    ):
         raise BindError(f"option {name} takes a whole number of at least {least}, not {value!r}")
     return int(value)
 
 
 def number_option(name: str, value: object, least: float, most: float = float("inf"), *, above: bool = False) -> float:
     """A number from `least` (or only `above` it) to `most` that an option takes; raises BindError."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, _NUMBERS) and not isinstance(value, bool)
     if not number or not least <= value <= most or (above and value == least):  # type: ignore[operator]
         bounds = f"{'above' if above else 'of at least'} {least:g}" + (f", at most {most:g}" if most < float("inf") else "")
         raise BindError(f"option {name} takes a number {bounds}, not {value!r}")

@@ -132,13 +132,14 @@ class Query:
         """The map of one of its images, of the first class asked for, all of it computed. INTO is not carried out."""
         with closing(self._steps(index, reuse=False)) as steps:
             *_, answer = steps
-        return answer.heatmap(copy=False)
+        return answer.heatmap()
 
     def estimate(self) -> Estimate:
         """Positions, seconds with an interval, and memory, without running the query; captures the model if need be.
 
-        What is known of the first image from earlier queries is not counted. Of several images, all together; those to come
-        are guessed to have as many masks as the first. Raises CaptureError as `plan` does, and for a naive query of a model
+        What is known of the first image from earlier queries is not counted, but in drill-downs and the like. Of
+        several images, all together; those to come are guessed to have as many masks as the first. Raises CaptureError as
+        `plan` does, and for a naive query of a model
         whose operators cannot be watched.
         """
         prepared = self._prepared(0)
@@ -149,7 +150,7 @@ class Query:
             again = self._predicted(captured, replace(plan, tensor=exact), prepared=True)  # time that is left makes it exact
             total = replace(total + again, positions=total.positions)
         results = self._results(captured, prepared)
-        if results is not None and not plan.stages:
+        if results is not None and (not plan.stages or self._allowed()):
             total = total.without(results.count())
         if images > 1:
             total += self._predicted(captured, plan, prepared=True) * (images - 1)
@@ -247,7 +248,8 @@ class Query:
         """For an image: an equal part of what those before it left over."""
         if not self._allowed():
             return None
-        return Clock(self._allowance / (len(self.bound.images) - index), started)
+        images = len(self.bound.images)
+        return Clock(self._allowance / (images - index), started, images)
 
     def _results(self, captured: Captured, prepared: Prepared) -> KnownResults | None:
         """What earlier queries found that this one may use and add to; None where it is to find all by itself."""

@@ -169,8 +169,8 @@ class TensorEngine:
         program = self._compile(self._exact_program.plan, self._exact_program, self._meter)
         if self._tensor.frozen:  # then there are no changes to see in what is exact
             watched = self._compile(without_cuts(self._tensor), self._program, self._meter)
-            deque(tile_batches(watched, watched.plan, self._occluder, tiles), maxlen=0)
-        return tile_batches(program, program.plan, self._occluder, tiles, pacing=pacing)
+            deque(tile_batches(watched, watched.plan, self._occluder, tiles, pacing=pacing), maxlen=0)
+        yield from tile_batches(program, program.plan, self._occluder, tiles, pacing=pacing)
 
     def settled(self, plan: QueryPlan, keep: float) -> QueryPlan:
         graph = self._meter.cut(keep)

@@ -172,7 +172,7 @@ def execute(
             batches = run_within(plan, engine, scored, clock, found, judge)
         elif judge is not None:
             keeps = () if plan.tensor is None or "energy_cut" in settings["disabled_rules"] else KEEPS
-            batches = run_goal(plan, engine, scored, judge, keeps)
+            batches = run_goal(plan, engine, scored, judge, keeps, None if found is None else found.indices)
         elif plan.stages:
             batches = run_stages(plan, engine, scored)
         else:

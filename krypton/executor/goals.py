@@ -15,9 +15,9 @@ from torch import Tensor
 from krypton.executor.engine import Batch, Engine
 from krypton.executor.precision import Scores
 from krypton.executor.stages import StageRun, evenly_drawn
-from krypton.ir.occlusions import OcclusionTile, tile_around
+from krypton.ir.occlusions import OcclusionTile
 from krypton.ir.plan import QueryPlan, Stage
-from krypton.planner.tiles import curve_order, thinned
+from krypton.planner.tiles import curve_order, gathered, thinned
 
 Promise = Callable[[Tensor, Tensor, Tensor, Tensor], float | None]
 """The estimated SSIM of a map, of its logits (n, K), which of them are exact (n,), the places (m,) of those held out, where the
@@ -32,12 +32,20 @@ def is_enough(said: float, goal: float) -> bool:
     return said >= goal + MARGIN * (1 - goal)
 
 
-def run_goal(plan: QueryPlan, engine: Engine, scores: Scores, promise: Promise, keeps: Sequence[float]) -> Iterator[Batch]:
+def run_goal(
+    plan: QueryPlan,
+    engine: Engine,
+    scores: Scores,
+    promise: Promise,
+    keeps: Sequence[float],
+    reused: Tensor | None = None,
+) -> Iterator[Batch]:
     """Batches of all stages up to the one that reaches the goal, as `stages.run_stages` gives them.
 
-    `engine.seen.goal` says in the end how it was reached.
+    `reused` are the places (m,) of positions that the engine has exact values of without computing them: these are never cut.
+    `engine.seen.goal` says in the end how the goal was reached.
     """
-    run = GoalRun(plan, engine, scores, promise, keeps)
+    run = GoalRun(plan, engine, scores, promise, keeps, reused)
     for number in range(len(plan.stages)):
         yield from run.stage(number)
         if run.cancelled:
@@ -48,11 +56,20 @@ class GoalRun(StageRun):
     """`held` are the places (m,) of the positions held out, and their exact logits `truth` (m, K); not `known` until a rung
     asks for them."""
 
-    def __init__(self, plan: QueryPlan, engine: Engine, scores: Scores, promise: Promise, keeps: Sequence[float]) -> None:
+    def __init__(
+        self,
+        plan: QueryPlan,
+        engine: Engine,
+        scores: Scores,
+        promise: Promise,
+        keeps: Sequence[float],
+        reused: Tensor | None = None,
+    ) -> None:
         super().__init__(plan, engine, scores)
         assert plan.approximation is not None
         assert plan.approximation.ssim is not None
         self.goal, self.promise, self.keeps = plan.approximation.ssim, promise, keeps
+        self.reused = set() if reused is None else {*reused.tolist()}
         self.held, self.truth = torch.zeros(0, dtype=torch.long), self.logits[:0]
         self.reached = False
 
@@ -105,11 +122,15 @@ class GoalRun(StageRun):
 
     def _rest(self, stage: Stage) -> Iterator[Batch]:
         """All that is missing, cut if that will do."""
+        at_hand = self.reused - {*self.held.tolist()}
+        yield from self._exactly(stage, [place for place in (~self.known).nonzero()[:, 0].tolist() if place in at_hand])
         rest, uncut = (~self.known).nonzero()[:, 0].tolist(), self.plan
         held = self.held[~self.known[self.held]].tolist()
         keeps = self.keeps if 0 < len(held) < len(rest) and self._measured(held) else ()
         for keep in keeps:
             self.plan = self.engine.settled(uncut, keep)
+            if self.engine.exact:  # there is nothing to cut
+                break
             found = list(self.engine.run(self._tiles_of(held)))
             self.cancelled = sum(len(batch.indices) for batch in found) < len(held)
             if self.cancelled:
@@ -117,7 +138,8 @@ class GoalRun(StageRun):
             said = self._promised(self.known, torch.cat([b.indices for b in found]), torch.cat([b.logits for b in found]))
             if self.reached:
                 self._say(said, f"every position computed, {len(rest):,} of them with keep {keep:g}")
-                yield from self._computed(self._tiles_of(rest), stage, exact=False)
+                yield from (self._note(batch, stage) for batch in found)
+                yield from self._compute(self._tiles_of(sorted({*rest} - {*held})), stage)
                 return
         if self.cancelled:
             return
@@ -127,8 +149,7 @@ class GoalRun(StageRun):
 
     def _measured(self, chosen: Sequence[int]) -> bool:
         """Whether the engine has seen where the changes of some positions are; not where it was cancelled."""
-        boxes = self.plan.occlusions.rectangles().reshape(-1, 4)
-        found = self.engine.measure([tile_around([index], boxes) for index in chosen])
+        found = self.engine.measure(gathered(([index] for index in chosen), self.plan.occlusions))
         self.cancelled = sum(len(batch.indices) for batch in found) < len(chosen)
         return not self.cancelled
 
@@ -141,22 +162,13 @@ class GoalRun(StageRun):
             yield self._note(Batch(self.held[again], self.truth[again]), stage)
         wanted[self.held] = False
         missing = wanted.nonzero()[:, 0].tolist()
-        yield from self._computed(self._tiles_of(missing, stage), stage, exact=True)
-
-    def _computed(self, tiles: Sequence[OcclusionTile], stage: Stage, *, exact: bool) -> Iterator[Batch]:
-        missing = sum(len(tile.indices) for tile in tiles)
-        for batch in self.engine.run(tiles, exact=exact):
-            missing -= len(batch.indices)
-            yield self._note(batch, stage)
-        self.cancelled = missing > 0
+        yield from self._compute(self._tiles_of(missing, stage), stage, exact=True)
 
     def _tiles_of(self, chosen: Sequence[int], stage: Stage | None = None) -> list[OcclusionTile]:
         """Tiles of the plan that hold just these positions; of a lattice's own tiling where there is one."""
         occlusions, tensor = self.plan.occlusions, self.plan.tensor
-        if not chosen:
-            return []
         if tensor is None:
-            return [tile_around(chosen, occlusions.rectangles().reshape(-1, 4))]
+            return gathered([chosen], occlusions)
         if stage is not None and stage.kind == "coarse":
             return thinned(stage.tiling.tiles(occlusions, (stage.rows, stage.columns)), occlusions, chosen)
         return thinned(tensor.tiling.tiles(occlusions), occlusions, chosen)

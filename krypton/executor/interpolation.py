@@ -24,25 +24,28 @@ _TOGETHER = 4096  # systems that are solved at a time
 
 
 def interpolated(logits: Tensor, grid: Grid, known: Tensor, asked: Tensor | None = None) -> Tensor:
-    """Logits (n, K) of all positions of a grid: the known ones (n,) as they are, the others interpolated between those.
+    """Logits of all positions of a grid (n, K), or of those `asked` about, (m,), in their order: (m, K).
+
+    The known ones (n,) are as they are, the others interpolated between those that are finite.
 
     Each is what a sum of multiquadrics sqrt(1 + d²) through the nearest known ones has at its place, with distances d in
-    strides; but never beyond the range that the known values of a class have. At least one position is known. With `asked` (m,)
-    only those at these places are interpolated, and the rest is as it was given.
+    strides; but never beyond the range that the known values of a class have. At least one position is known.
     """
     from scipy.spatial import KDTree  # slow to import, and only approximate maps need it
 
-    result = logits.clone()
-    sources, wanted = known.nonzero()[:, 0], (~known).nonzero()[:, 0] if asked is None else asked[~known[asked]]
-    if not len(wanted):
+    result, unknown = (logits.clone(), ~known) if asked is None else (logits[asked], ~known[asked])
+    if not bool(unknown.any()):
         return result
+    wanted, sources = unknown.nonzero()[:, 0] if asked is None else asked[unknown], known.nonzero()[:, 0]
+    finite = logits[sources].isfinite().all(1)
+    sources = sources[finite] if bool(finite.any()) else sources
     places = torch.cartesian_prod(*map(torch.arange, grid.shape))
     count = min(NEIGHBOURS, len(sources))
     found = torch.from_numpy(KDTree(places[sources].numpy()).query(places[wanted].numpy(), count)[1])
     near = sources[found.reshape(-1, count).sort(1).values]
     shares = _shares(places[near] - places[wanted][:, None]).to(logits.dtype)
     least, most = logits[sources].aminmax(dim=0)
-    result[wanted] = F.embedding_bag(near, logits, per_sample_weights=shares, mode="sum").clamp(least, most)
+    result[unknown] = F.embedding_bag(near, logits, per_sample_weights=shares, mode="sum").clamp(least, most)
     return result
 
 

@@ -42,13 +42,13 @@ UNHURRIED = Unhurried()
 
 
 class Clock:
-    """`seconds` from `started` on (of `time.perf_counter`; now, unless said).
+    """`seconds` from `started` on (of `time.perf_counter`; now, unless said), a part of the time of so many `images`.
 
     `reserve` is how long it takes from the last batch to the answer. `stopped`: there is no time for more, or no need.
     """
 
-    def __init__(self, seconds: float, started: float | None = None) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float, started: float | None = None, images: int = 1) -> None:
+        self.seconds, self.images = seconds, images
         self.started = time.perf_counter() if started is None else started
         self.reserve = 0.0
         self.stopped = False

@@ -33,6 +33,7 @@ class ReusingEngine:
         self._engine, self._occlusions = engine, occlusions
         self._place = torch.full((occlusions.count,), -1)
         self._place[known.indices] = torch.arange(len(known.indices))
+        self._given = torch.zeros(occlusions.count, dtype=torch.bool)
         self._logits = known.logits
         self.base_logits = engine.base_logits
 
@@ -57,7 +58,8 @@ class ReusingEngine:
             wanted = torch.tensor([index for tile in tiles for index in tile.indices], dtype=torch.int64)
             known = wanted[self._place[wanted] >= 0]
             if len(known):
-                self.seen.reused += len(known)
+                self._given[known] = True
+                self.seen.reused = int(self._given.sum())
                 yield Batch(known, self._logits[self._place[known]])
                 tiles = thinned(tiles, self._occlusions, wanted[self._place[wanted] < 0].tolist())
         yield from self._engine.run(tiles, exact=exact, pacing=pacing)

@@ -11,10 +11,10 @@ from torch import Tensor
 from krypton.executor.engine import Batch, Engine
 from krypton.executor.interpolation import bilinear, interpolated
 from krypton.executor.precision import Scores
-from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
+from krypton.ir.occlusions import Grid, OcclusionTile
 from krypton.ir.plan import QueryPlan, Stage
 from krypton.planner.order import spread
-from krypton.planner.tiles import curve_order, thinned
+from krypton.planner.tiles import curve_order, gathered, thinned
 
 
 def run_stages(plan: QueryPlan, engine: Engine, scores: Scores) -> Iterator[Batch]:
@@ -82,10 +82,10 @@ class StageRun:
         else:
             tiles = self._tiles(stage)
             places = [place for tile in tiles for place in tile.indices]
-            found = self._compute(tiles, stage)
-        said = self._look(torch.tensor(places, dtype=torch.long))
+            found = self._compute(tiles, stage, exact=True)
+        said, row = self._look(torch.tensor(places, dtype=torch.long)), {place: number for number, place in enumerate(places)}
         for batch in found:
-            yield replace(batch, thought=said[batch.indices])
+            yield replace(batch, thought=said[[row[place] for place in batch.indices.tolist()]])
 
     def _rough(self, batch: Batch) -> Batch:
         """The part of an exact batch whose positions are not known exactly."""
@@ -96,12 +96,12 @@ class StageRun:
         """What is not known."""
         rest = (~self.known).nonzero()[:, 0]
         if len(rest):
-            yield self._note(Batch(rest, self._look()[rest], exact=False), stage)
+            yield self._note(Batch(rest, self._look(rest), exact=False), stage)
 
     def _look(self, asked: Tensor | None = None) -> Tensor:
-        """Logits (n, K) with those of the places asked about (m,), or of all, interpolated where they are not known."""
+        """Logits of the places asked about (m,), or of all, interpolated where they are not known."""
         if bool(self.known.all()):
-            return self.logits.clone()
+            return self.logits.clone() if asked is None else self.logits[asked]
         assert isinstance(self.plan.occlusions, Grid)
         return interpolated(self.logits, self.plan.occlusions, self.known, asked)
 
@@ -111,7 +111,7 @@ class StageRun:
         Errors are rougher than maps: smooth curves through them overshoot.
         """
         cheap = self.logits.clone()
-        yield from self._compute(self._tiles(stage), stage)
+        yield from self._compute(self._tiles(stage), stage, exact=True)
         if not self.cancelled:
             assert isinstance(self.plan.occlusions, Grid)
             errors = bilinear(self.logits - cheap, self.plan.occlusions, (stage.rows, stage.columns))
@@ -119,9 +119,9 @@ class StageRun:
             mended = self._note(Batch(rest, cheap[rest] + errors[rest], exact=False), stage)
             yield replace(mended, stage="interpolate")
 
-    def _compute(self, tiles: Sequence[OcclusionTile], stage: Stage) -> Iterator[Batch]:
+    def _compute(self, tiles: Sequence[OcclusionTile], stage: Stage, *, exact: bool = False) -> Iterator[Batch]:
         missing = _count(tiles)
-        for batch in self.engine.run(tiles, exact=stage.kind in ("correct", "hold_out")):
+        for batch in self.engine.run(tiles, exact=exact):
             missing -= len(batch.indices)
             yield self._note(batch, stage)
         self.cancelled = missing > 0
@@ -138,11 +138,10 @@ class StageRun:
             return spread(tiling, occlusions, lattice)
         chosen = self._chosen(stage)
         if stage.kind == "measure":
-            boxes = occlusions.rectangles().reshape(-1, 4)
-            return [tile_around([index], boxes) for index in chosen]
+            return gathered(([index] for index in chosen), occlusions)
         if tensor is not None:
             return thinned(tensor.tiling.tiles(occlusions), occlusions, chosen)
-        return [tile_around(chosen, occlusions.rectangles().reshape(-1, 4))] if chosen else []
+        return gathered([chosen], occlusions)
 
     def _chosen(self, stage: Stage) -> list[int]:
         """The positions that a stage computes."""
@@ -172,8 +171,9 @@ def _count(tiles: Sequence[OcclusionTile]) -> int:
 
 
 def evenly_drawn(candidates: Sequence[int], count: int, seed: int) -> list[int]:
-    """One of each of `count` equal parts of a sequence, at random."""
+    """One of each of `count` parts of a sequence that are as equal as can be, at random; all different."""
     count = min(count, len(candidates))
+    first = torch.arange(count + 1) * len(candidates) // max(count, 1)
     shift = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    places = ((torch.arange(count) + shift) * len(candidates) / max(count, 1)).long()
+    places = first[:-1] + (shift * first.diff()).long()
     return sorted(candidates[place] for place in places.tolist())

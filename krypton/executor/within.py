@@ -27,16 +27,17 @@ from krypton.executor.pacing import Clock
 from krypton.executor.precision import Scores
 from krypton.executor.reuse import Known
 from krypton.executor.stages import evenly_drawn
-from krypton.ir.occlusions import Grid, OcclusionTile, tile_around
+from krypton.ir.occlusions import Grid, OcclusionTile
 from krypton.ir.plan import QueryPlan, Stage, StageKind
 from krypton.planner.goals import HELD_OUT
 from krypton.planner.order import level_order, spread
 from krypton.planner.prediction import interpolating
-from krypton.planner.tiles import curve_order, thinned
+from krypton.planner.tiles import curve_order, gathered, thinned
 
 _FLAT = 0.02  # of the map's range: neighbours that differ by less agree
 _SURELY = 0.85  # of the time left that all that is missing may be predicted to take, to begin with it at once
-_HELD_OUT = 0.08  # of the time left, at most; positions for themselves take longer than many together
+_HELD_OUT = 0.08  # of the time left, at most, twice that for a goal; positions for themselves take longer than many together
+_JUDGES = 4  # held out positions that are still interpolated, before anything is promised on the strength of them
 _PER_VALUE = 15e-9  # seconds to keep one logit
 _MANY = 100  # positions, of which it shows how long gathering them into tiles takes
 _MORE = 1.2  # times as many positions as at the last look, before it is looked again whether the goal is reached
@@ -46,7 +47,7 @@ _AT_LEAST = 0.01  # seconds for whatever else happens between the last batch and
 def run_within(
     plan: QueryPlan, engine: Engine, scores: Scores, clock: Clock, known: Known | None, promise: Promise | None = None
 ) -> Iterator[Batch]:
-    """Batches of what is known, of each level, and at the end of the interpolated rest and of what was held out.
+    """Batches of what is known, of each level, and at the end of what was held out and of the interpolated rest.
 
     Occlusions by masks have no neighbours: as many as there is time for are computed. `scores` gives (n, targets) of logits
     (n, K); levels are refined by the first target's. `promise` judges the map of a plan with a goal, for which it is needed;
@@ -66,6 +67,8 @@ class _Within:
         self.approximation, self.occlusions = plan.approximation, plan.occlusions
         self.views_took = clock.spent
         self.preparing = 0.0  # seconds for each position of a level, before its first tile runs
+        self.begun = False
+        self.cancelled = False  # by others than the clock
         count = plan.occlusions.count
         self.logits = torch.zeros(count, len(engine.base_logits))
         self.known = torch.zeros(count, dtype=torch.bool)
@@ -74,7 +77,8 @@ class _Within:
         self.held_logits = torch.zeros_like(self.logits)
         clock.reserve = _AT_LEAST + _PER_VALUE * self.logits.numel()
         if isinstance(self.occlusions, Grid):
-            clock.reserve += interpolating(count, self.logits.shape[1]) / 1e3
+            self.look_takes = interpolating(count, self.logits.shape[1]) / 1e3  # seconds to interpolate, and to judge that
+            clock.reserve += self.look_takes
 
     def batches(self, known: Known | None) -> Iterator[Batch]:
         if known is not None:
@@ -86,31 +90,29 @@ class _Within:
             last = stage is levels[-1]
             if not last and number and self._time_for_all():
                 continue
-            yield from self._level(stage, first=number == 0, patient=not last)
-            if number == 0 and isinstance(self.occlusions, Grid):
+            if not self.begun:
+                yield from self._begin(stage)
+            if number:  # those of the coarsest lattice say nothing of what is between them
                 self._hold_out()
+            yield from self._level(stage, patient=not last)
         if not self.engine.exact:
             yield from self._compute(self._tiles(levels[-1], ~self.exact & ~self.held), exact=True)
+        if self.cancelled:
+            return
         if not (self.known.any() or self.held.any()):
             raise self._too_short()
         yield from self._finish()
 
-    def _level(self, stage: Stage, *, first: bool, patient: bool) -> Iterator[Batch]:
+    def _level(self, stage: Stage, *, patient: bool) -> Iterator[Batch]:
         """One level; with `patient`, without the tiles whose neighbours agree."""
-        if self.clock.stopped:
+        if self._over:
             return
         started, wanted = time.perf_counter(), self._wanted(stage)
         count = int(wanted.sum())
         if self.preparing * count > self.clock.left:
             return
         tiles = self._tiles(stage, wanted)
-        if first:  # a little at first, to see how long it takes
-            for count in (1, 4):
-                some = [tile.part(slice(0, count)) for tile in tiles[:1]]
-                yield from self._compute(some)
-                done = {index for tile in some for index in tile.indices}
-                tiles = self._without(tiles, done)
-        elif isinstance(self.occlusions, Grid):
+        if isinstance(self.occlusions, Grid) and bool(self.known.any()):
             disagreement = self._disagreement(self.occlusions)
             of = {tile: float(disagreement[list(tile.indices)].mean()) for tile in tiles}
             tiles = sorted((tile for tile in tiles if not patient or of[tile] > _FLAT), key=lambda tile: -of[tile])
@@ -118,12 +120,29 @@ class _Within:
             self.preparing = (time.perf_counter() - started) / count
         yield from self._compute(tiles)
 
+    def _begin(self, stage: Stage) -> Iterator[Batch]:
+        """A little of a level, to see how long it takes, unless all of it is known."""
+        tiles = self._tiles(stage, self._wanted(stage))[:1]
+        self.begun = bool(tiles)
+        for size in (1, 4):
+            some = [tile.part(slice(0, size)) for tile in tiles]
+            yield from self._compute(some)
+            tiles = self._without(tiles, {index for tile in some for index in tile.indices})
+
+    @property
+    def _over(self) -> bool:
+        return self.clock.stopped or self.cancelled
+
     def _compute(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
-        if tiles and not self.clock.stopped:
-            for batch in self.engine.run(tiles, exact=exact, pacing=self.clock):
-                yield self._note(batch, "level")
-                if self._reached():
-                    return
+        if self._over:
+            return
+        missing = sum(len(tile.indices) for tile in tiles)
+        for batch in self.engine.run(tiles, exact=exact, pacing=self.clock):
+            missing -= len(batch.indices)
+            yield self._note(batch, "level")
+            if self._reached():
+                return
+        self.cancelled = missing > 0 and not self.clock.stopped
 
     def _note(self, batch: Batch, stage: StageKind) -> Batch:
         self.logits[batch.indices], self.exact[batch.indices] = batch.logits, torch.tensor(batch.exact)
@@ -150,9 +169,8 @@ class _Within:
             order = level_order(*self.occlusions.shape) if isinstance(self.occlusions, Grid) else range(self.occlusions.count)
             asked = set(chosen)
             ordered = [index for index in order if index in asked]
-            boxes = self.occlusions.rectangles().reshape(-1, 4)
-            groups = [ordered[start : start + self.plan.batch] for start in range(0, len(ordered), self.plan.batch)]
-            return [tile_around(group, boxes) for group in groups]
+            starts = range(0, len(ordered), self.plan.batch)
+            return gathered((ordered[start : start + self.plan.batch] for start in starts), self.occlusions)
         if stage.tiling.rows:
             tiles = spread(stage.tiling, self.occlusions, (stage.rows, stage.columns))
         else:
@@ -162,9 +180,8 @@ class _Within:
         return thinned(tiles, self.occlusions, chosen)
 
     def _without(self, tiles: Sequence[OcclusionTile], done: set[int]) -> list[OcclusionTile]:
-        """The tiles less what was computed of the first one."""
-        left = [index for index in tiles[0].indices if index not in done] if tiles else []
-        return [*thinned(tiles[:1], self.occlusions, left), *tiles[1:]]
+        """The tiles less what was computed of them."""
+        return gathered(([index for index in tile.indices if index not in done] for tile in tiles), self.occlusions)
 
     def _disagreement(self, grid: Grid) -> Tensor:
         """(n,): by how much the score varies around each position, between known neighbours; 1 is the range of the map."""
@@ -184,7 +201,7 @@ class _Within:
 
     def _time_for_all(self) -> bool:
         missing = int((~self.known).sum())
-        return self.clock.predicted(missing) < _SURELY * self.clock.left
+        return bool(self.clock.alone) and self.clock.predicted(missing) < _SURELY * self.clock.left
 
     # quality
 
@@ -192,26 +209,28 @@ class _Within:
         """Where fields are to be cut: exact values, which are held out from then on."""
         for stage in self.plan.stages:
             if stage.kind == "measure":
-                boxes = self.occlusions.rectangles().reshape(-1, 4)
-                tiles = [tile_around([index], boxes) for index in self._drawn(~self.exact, stage.count)]
+                tiles = self._drawn(~self.exact, stage.count)
                 for batch in self.engine.measure(tiles, pacing=self.clock):
                     self._hold(batch)
                     yield replace(batch, stage="measure")
-                if not self.clock.stopped:
+                self.cancelled = int(self.held.sum()) < len(tiles) and not self.clock.stopped
+                if not self._over:
                     assert self.plan.tensor is not None
                     self.plan = self.engine.settled(self.plan, self.plan.tensor.keep)
 
     def _hold_out(self) -> None:
         """Compute a few positions exactly that the map is not to know of; not again where some were measured."""
-        if self.held.any() or self.clock.stopped:
+        if self.held.any() or self._over or not isinstance(self.occlusions, Grid):
             return
-        affordable = _HELD_OUT * self.clock.left / (self.clock.alone or math.inf)
-        wanted = max(self.approximation.quality_share * len(self.known), HELD_OUT if self.promise is not None else 0)
-        candidates = ~self.known if self.engine.exact else ~self.exact
-        drawn = self._drawn(candidates, math.ceil(min(wanted, affordable)))
-        boxes = self.occlusions.rectangles().reshape(-1, 4)
-        for batch in self.engine.run([tile_around([index], boxes) for index in drawn], exact=True, pacing=self.clock):
+        goal = self.promise is not None
+        affordable = (2 if goal else 1) * _HELD_OUT * self.clock.left / (self.clock.alone or math.inf)
+        wanted = max(self.approximation.quality_share * len(self.known), HELD_OUT if goal else 0)
+        if not min(wanted, affordable):
+            return
+        drawn = self._drawn(~self.known if self.engine.exact else ~self.exact, math.ceil(min(wanted, affordable)))
+        for batch in self.engine.run(drawn, exact=True, pacing=self.clock):
             self._hold(batch)
+        self.cancelled = int(self.held.sum()) < len(drawn) and not self.clock.stopped
 
     def _hold(self, batch: Batch) -> None:
         self.held[batch.indices] = True
@@ -223,13 +242,14 @@ class _Within:
         if self.promise is None or not isinstance(self.occlusions, Grid) or count < _MORE * self.looked_at:
             return False
         places = (self.held & ~self._in_company(self.occlusions)).nonzero()[:, 0]
-        if not len(places):
+        if len(places) < _JUDGES or int(self.held.sum()) < HELD_OUT / 3 or self.look_takes > self.clock.left:
             return False
-        self.looked_at = count
+        self.looked_at, started = count, time.perf_counter()
         between = interpolated(self.logits, self.occlusions, self.known)
         thought, exact = between[places], self.exact | self.held
         between[self.held] = self.held_logits[self.held]
         self.said = self.promise(between, exact, places, thought)
+        self.look_takes = time.perf_counter() - started
         if self.said is None or not is_enough(self.said, self._goal()):
             return False
         self.clock.stopped = True
@@ -241,9 +261,10 @@ class _Within:
         assert self.approximation.ssim is not None
         return self.approximation.ssim
 
-    def _drawn(self, candidates: Tensor, count: int) -> list[int]:
+    def _drawn(self, candidates: Tensor, count: int) -> list[OcclusionTile]:
+        """So many of the candidates (n,), each in a tile of its own."""
         order = curve_order(self.occlusions, candidates.nonzero()[:, 0].tolist())
-        return evenly_drawn(order, count, self.approximation.seed)
+        return gathered(([index] for index in evenly_drawn(order, count, self.approximation.seed)), self.occlusions)
 
     def _in_company(self, grid: Grid) -> Tensor:
         """(n,) bool: held out positions all of whose neighbours were computed; nothing interpolated is like them."""
@@ -264,35 +285,37 @@ class _Within:
             if not self.known.any():  # nothing but what was measured
                 held &= False
             yield from self._put_in(self.held & ~held, "level")
-            said = interpolated(self.logits, self.occlusions, self.known, held.nonzero()[:, 0])
+            said = interpolated(self.logits, self.occlusions, self.known, held.nonzero()[:, 0]) if held.any() else None
             yield from self._put_in(held, "hold_out", said)
             rest = (~self.known).nonzero()[:, 0]
             if len(rest):
-                found = interpolated(self.logits, self.occlusions, self.known)[rest]
+                found = interpolated(self.logits, self.occlusions, self.known, rest)
                 yield Batch(rest, found, exact=False, stage="interpolate")
         else:
             held &= self.known
             yield from self._put_in(self.held & ~held, "level")
-            yield from self._put_in(held, "hold_out", self.logits.clone())
+            yield from self._put_in(held, "hold_out", self.logits[held])
 
     def _put_in(self, which: Tensor, stage: StageKind, said: Tensor | None = None) -> Iterator[Batch]:
-        """Exact values of some that were held out; beside what is `said` without them where the quality is measured."""
+        """Exact values of some that were held out (n,); beside what is `said` (m, K) without where the quality is measured."""
         indices = which.nonzero()[:, 0]
         if len(indices):
-            thought = None if said is None else said[indices]
-            yield self._note(Batch(indices, self.held_logits[indices], thought=thought), stage)
+            yield self._note(Batch(indices, self.held_logits[indices], thought=said), stage)
 
     def _missed(self) -> str:
         """What became of the goal when time was up."""
         if bool((self.exact | self.held).all()):
             return f"SSIM {self._goal():g} is reached by the exact map; nothing less promised it"
         thought = "unknown" if self.said is None else f"about {self.said:.3f} when last looked at"
-        return f"SSIM {self._goal():g} was not promised within {self.clock.seconds:g} s: {thought}"
+        return f"SSIM {self._goal():g} was not promised within {self.clock.seconds:g} s{self._its_part()}: {thought}"
+
+    def _its_part(self) -> str:
+        return f", its part of the time for {self.clock.images} images," if self.clock.images > 1 else ""
 
     def _too_short(self) -> ExecutionError:
         took, asked = self.views_took, self.clock.seconds
         enough = math.ceil(20 * max(took, time.perf_counter() - self.clock.started)) / 10
         return ExecutionError(
-            f"{asked:g} seconds are too short for any position: the base views of the image alone took {took:.2f} s. "
-            f"Write WITHIN {enough:g} SECONDS or more, or leave it out"
+            f"{asked:.3g} seconds{self._its_part()} are too short for any position: the base views of the image alone took "
+            f"{took:.2f} s. Write WITHIN {enough * self.clock.images:g} SECONDS or more, or leave it out"
         )

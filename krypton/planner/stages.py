@@ -54,7 +54,10 @@ def plan_stages(
             rough -= stages[-1].count
     else:
         if not isinstance(occlusions, Grid):
-            raise BindError("drilldown needs a grid of positions: with MASKS use WITH (keep => 0.999) or tau, or MODE EXACT")
+            raise BindError(
+                "drilldown needs a grid of positions, and is what MODE APPROXIMATE does unless told otherwise: with MASKS use "
+                "WITH (keep => 0.999) or tau, or MODE EXACT"
+            )
         rows, columns = coarse_lattice(occlusions, approximation.drilldown, approximation.speedup)
         coarse = len(rows) * len(columns)
         refined = round(approximation.drilldown * (total - coarse))

@@ -44,8 +44,13 @@ def even_tiling(occlusions: Occlusions, run: int = EVEN_RUN, lattice: Lattice | 
 
 def thinned(tiles: Sequence[OcclusionTile], occlusions: Occlusions, chosen: Collection[int]) -> list[OcclusionTile]:
     """Just the chosen occlusions of some tiles, in boxes that contain no more than those."""
-    wanted, boxes = set(chosen), occlusions.rectangles().reshape(-1, 4)
-    groups = ([index for index in tile.indices if index in wanted] for tile in tiles)
+    wanted = set(chosen)
+    return gathered(([index for index in tile.indices if index in wanted] for tile in tiles), occlusions)
+
+
+def gathered(groups: Iterable[Sequence[int]], occlusions: Occlusions) -> list[OcclusionTile]:
+    """A tile of each of these groups of occlusions that is not empty."""
+    boxes = occlusions.rectangles().reshape(-1, 4)
     return [tile_around(group, boxes) for group in groups if group]
 
 

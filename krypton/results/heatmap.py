@@ -59,8 +59,8 @@ class Heatmap:
     - image: what was explained; image_size: (H, W) of the model's input
     - target: the class that is shown; labels: the names of all classes, or None
     - score_kind, activation: what a score is, see `scores.score`
-    - known: bool (*grid), True where the run has come to its answer. False where a later map of the run will say another,
-      for the value is merely interpolated between what is known so far
+    - known: bool (*grid), True where the run has an answer. False where a later map of the run will say another, for the
+      value is merely interpolated between what is known so far
     - exact: bool (*grid), True where they were computed exactly, with nothing approximate in between
     - held_out: what an approximate answer had said where exact values were then computed to measure it; see `quality`
     - info: whatever the session says about the run: seconds, model, statement, plan, and `warnings`, which `repr` shows

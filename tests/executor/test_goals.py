@@ -43,6 +43,7 @@ class Known:
         self.base_logits, self.seen, self._logits, self._left = torch.zeros(logits.shape[1]), Seen(), logits, most
         self.asked: list[int] = []
         self.keep: float | None = None
+        self.exact = False
 
     def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
         for tile in tiles:
@@ -66,11 +67,17 @@ class Known:
         return plan
 
 
-def filled(promise: Promise, keeps: Sequence[float] = (), most: int = 10**9) -> tuple[Tensor, Tensor, Known]:
+def filled(
+    promise: Promise,
+    keeps: Sequence[float] = (),
+    most: int = 10**9,
+    reused: Tensor | None = None,
+    engine: Known | None = None,
+) -> tuple[Tensor, Tensor, Known]:
     """The logits of the map and which are exact, as the session would note them, and the engine."""
-    engine = Known(ANSWERS, most)
+    engine = engine or Known(ANSWERS, most)
     result, exact = torch.full_like(ANSWERS, torch.nan), torch.zeros(FINE.count, dtype=torch.bool)
-    for batch in run_goal(planned(captured=False), engine, lambda logits: logits[:, :1], promise, keeps):
+    for batch in run_goal(planned(captured=False), engine, lambda logits: logits[:, :1], promise, keeps, reused):
         result[batch.indices], exact[batch.indices] = batch.logits, batch.exact
     return result, exact, engine
 
@@ -142,6 +149,33 @@ def test_the_last_rung_is_cut_as_hard_as_is_good_enough(number: int) -> None:
     held = asked[-1][2]
     assert exact[held].all()
     assert torch.equal(asked[-1][3], ANSWERS[held] + 1)
+
+
+def test_what_is_at_hand_is_never_cut() -> None:
+    rungs = sum(stage.kind in ("coarse", "refine") for stage in planned(captured=False).stages)
+    _, without, _ = filled(at(rungs)[0], KEEPS)
+    at_hand = (~without).nonzero()[::2, 0]
+    promise, asked = at(rungs)
+    result, exact, _ = filled(promise, KEEPS, reused=at_hand)
+    assert exact[at_hand].all()
+    assert torch.equal(result[exact], ANSWERS[exact])
+    assert not exact.all()
+    assert len(asked[-1][2]) > 0  # what judges the cut is not at hand
+    everything = torch.arange(FINE.count)
+    result, exact, engine = filled(at(rungs)[0], KEEPS, reused=everything)
+    assert torch.equal(result, ANSWERS)
+    assert exact.all()
+    assert engine.keep is None
+    assert "nothing less promised it" in engine.seen.goal
+
+
+def test_where_there_is_nothing_to_cut_no_cut_is_claimed() -> None:
+    engine = Known(ANSWERS)
+    engine.exact = True
+    result, exact, _ = filled(at(99)[0], KEEPS, engine=engine)
+    assert torch.equal(result, ANSWERS)
+    assert exact.all()
+    assert "nothing less promised it" in engine.seen.goal
 
 
 @given(st.integers(0, 150))

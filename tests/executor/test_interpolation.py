@@ -104,6 +104,21 @@ def test_one_class_and_many() -> None:
     assert torch.equal(interpolated(logits, GRID, known)[:, :1], interpolated(logits[:, :1], GRID, known))
 
 
+def test_only_what_is_asked_about() -> None:
+    known, asked = some((0, 0), (0, 8), (8, 0), (8, 8)), torch.tensor([40, 0, 13])
+    assert torch.equal(interpolated(hills(), GRID, known, asked), interpolated(hills(), GRID, known)[asked])
+
+
+def test_what_is_not_finite_stays_where_it_is() -> None:
+    known, logits = torch.arange(GRID.count) % 2 == 0, hills().clone()
+    logits[40] = torch.nan
+    found = interpolated(logits, GRID, known)
+    assert found.isnan().any(1).nonzero()[:, 0].tolist() == [40]
+    known[40] = False
+    others = torch.arange(GRID.count) != 40
+    assert torch.equal(found[others], interpolated(logits, GRID, known)[others])
+
+
 def test_everything_known() -> None:
     assert torch.equal(interpolated(hills(), GRID, torch.ones(GRID.count, dtype=torch.bool)), hills())
 

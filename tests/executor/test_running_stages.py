@@ -132,6 +132,7 @@ def test_positions_are_drawn_evenly_and_by_seed() -> None:
     assert [index // 10 for index in drawn] == list(range(10, 20))
     assert drawn == evenly_drawn(candidates, 10, seed=3) != evenly_drawn(candidates, 10, seed=4)
     assert evenly_drawn(candidates, 1000, seed=0) == candidates
+    assert all(len(set(evenly_drawn(candidates, count, seed))) == count for count in range(101) for seed in range(5))
     assert evenly_drawn([], 3, seed=0) == []
 
 

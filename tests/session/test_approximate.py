@@ -233,6 +233,8 @@ def test_there_is_nothing_to_correct_in_what_is_exact(con: krypton.Connection, p
         ("correct => 3, freeze => FALSE", "mends what freeze, keep or tau leave out"),
         ("keep => 0.9, correct => 1", "correct takes a whole number of at least 2, not 1"),
         ("keep => 0.9, correct => 2.5", "correct takes a whole number of at least 2"),
+        ("keep => 0.9, correct => 9223372036854775808", "correct takes a whole number of at least 2"),
+        ("drilldown => 0.4", "speedup is not written: that is its default"),
         ("keep => 0.9, correct => 3, drilldown => 0.1", "correct and drilldown contradict each other"),
         ("ssim => 0.9, correct => 3", "ssim is a goal, and correct already says"),
         ("crop => TRUE, keep => 0.9", "crop says how tau cuts fields, and tau is missing"),

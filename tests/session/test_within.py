@@ -384,6 +384,30 @@ def test_what_is_known_is_not_computed_again(net: nn.Module, pixels: NDArray[np.
 
 
 @pytest.mark.usefixtures("few")
+def test_a_map_that_goes_on_with_what_is_known_is_better_and_its_quality_measured(steep: krypton.Connection) -> None:
+    text, picture = f"{GOAL} WITHIN 1000 SECONDS", pictures(1)[0]
+    whole = run(steep, GOAL, img=picture)
+    steep.sql("SET krypton.reuse_results = true")
+    first, second = run(steep, text, img=picture), run(steep, text, img=picture)
+    assert second.info["reused"] == int(first.exact.sum())
+    assert second.quality.positions > 0
+    assert compare(second, whole).relative_rmse < 0.8 * compare(first, whole).relative_rmse
+    again = run(steep, f"{text} WITH (ssim => 0.5)", img=picture)
+    assert again.info["goal"].startswith("SSIM 0.5 is reached with")
+
+
+@pytest.mark.usefixtures("few")
+def test_a_stream_of_masks_ends_with_all_that_was_computed(
+    con: krypton.Connection, pixels: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("krypton.answers._COPYING", 1e-9)  # after the first map there is no time for another
+    masks = torch.rand(130, *SHAPE[1:], generator=torch.Generator().manual_seed(0)) < 0.2
+    text = "EXPLAIN OCCLUSION OF $img USING MODEL net MASKS $m WITHIN 1000 SECONDS"
+    first, last = con.sql(text, {"img": pixels, "m": masks}).stream()
+    assert 0 < int(first.known.sum()) < 50 < int(last.known.sum()) < 130
+
+
+@pytest.mark.usefixtures("few")
 def test_a_stream_is_whole_from_the_first_map_on(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
     *earlier, last = con.sql(f"{FINE} WITHIN 1000 SECONDS", {"img": pixels}).stream()
     for partial in earlier:
@@ -403,3 +427,5 @@ def test_several_images_share_the_time(con: krypton.Connection, scan: Path) -> N
     assert [heatmap.exact.all().item() for heatmap in heatmaps] == [True] * 3
     assert clocks[0] == pytest.approx(10)
     assert clocks[0] < clocks[1] < clocks[2] < 30
+    with pytest.raises(ExecutionError, match=r"its part of the time for 3 images.* Write WITHIN 0\.\d+ SECONDS or more"):
+        con.sql(f"{text} WITHIN 0.000003 SECONDS").run()
