@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -233,7 +234,6 @@ def test_there_is_nothing_to_correct_in_what_is_exact(con: krypton.Connection, p
         ("correct => 3, freeze => FALSE", "mends what freeze, keep or tau leave out"),
         ("keep => 0.9, correct => 1", "correct takes a whole number of at least 2, not 1"),
         ("keep => 0.9, correct => 2.5", "correct takes a whole number of at least 2"),
-        ("keep => 0.9, correct => 9223372036854775808", "correct takes a whole number of at least 2"),
         ("drilldown => 0.4", "speedup is not written: that is its default"),
         ("keep => 0.9, correct => 3, drilldown => 0.1", "correct and drilldown contradict each other"),
         ("ssim => 0.9, correct => 3", "ssim is a goal, and correct already says"),
@@ -246,6 +246,18 @@ def test_corrections_and_crops_that_make_no_sense(
 ) -> None:
     with pytest.raises(BindError, match=message):
         con.sql(f"{FINE} MODE APPROXIMATE WITH ({options})", {"img": pixels})
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**70, -1, 0.5, float("nan"), float("inf"), True, "1"])
+def test_seeds_that_make_no_sense(seed: Any, pixels: NDArray[np.uint8]) -> None:
+    with pytest.raises(BindError, match="seed takes a whole number of at least 0"):
+        explain_occlusion(SmallNet(), pixels, mode="approximate", seed=seed, input_shape=SHAPE)
+
+
+def test_options_may_be_numbers_of_numpy(pixels: NDArray[np.uint8]) -> None:
+    options = {"keep": np.float32(0.9), "correct": np.int64(2), "seed": np.uint8(3)}
+    heatmap = explain_occlusion(SmallNet(), pixels, patch=5, mode="approximate", input_shape=SHAPE, **options)
+    assert heatmap.complete
 
 
 @pytest.mark.usefixtures("incremental")
