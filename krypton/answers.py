@@ -59,14 +59,16 @@ class Answer:
         return self.execution.seconds
 
     def take(self, batch: Batch) -> None:
-        """Note the logits of a batch; of positions that were held out also what was thought of them."""
+        """Note the logits of a batch where there are no exact ones; of positions held out also what was thought of them."""
         if batch.thought is not None:
             self._held_out.append(HeldOut(batch.indices, batch.thought))
         self._measured |= batch.stage == "measure"
         if not (batch.stage == "interpolate" or (batch.stage == "hold_out" and self._measured)):
             self._seen += len(batch.indices)
-        self._logits[batch.indices] = batch.logits
-        self._known[batch.indices], self._exact[batch.indices] = True, torch.tensor(batch.exact)
+        self._known[batch.indices] = True
+        news = torch.tensor(batch.exact) | ~self._exact[batch.indices]  # what is exact stays so
+        self._logits[batch.indices[news]] = batch.logits[news]
+        self._exact[batch.indices] |= batch.exact
 
     def keep(self, results: KnownResults) -> None:
         """Add what was computed exactly to the known results; an answer is no worse for a catalog that cannot take them."""

@@ -14,14 +14,17 @@ from support.small import captured_model, image_and_fill
 from torch import Tensor
 
 from krypton.errors import BindError, ExecutionError
-from krypton.executor import Batch, execute
+from krypton.executor import Batch, execute, reuse
 from krypton.executor.engine import Seen
 from krypton.executor.goals import Promise, run_goal
 from krypton.executor.interpolation import interpolated
+from krypton.executor.pacing import UNHURRIED, Pacing
+from krypton.executor.reuse import ReusingEngine
 from krypton.ir.occlusions import Grid, Masks, OcclusionTile
 from krypton.ir.plan import Approximation, QueryPlan
 from krypton.planner.goals import FEW, HELD_OUT, KEEPS, goal_stages
 from krypton.planner.optimizer import plan_query
+from krypton.planner.tiles import gathered
 
 FINE = Grid((19, 16), (4, 3), (1, 1))
 GOAL = Approximation(ssim=0.9, quality_share=0.02, seed=1)
@@ -45,7 +48,7 @@ class Known:
         self.keep: float | None = None
         self.exact = False
 
-    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False) -> Iterator[Batch]:
+    def run(self, tiles: Sequence[OcclusionTile], *, exact: bool = False, pacing: Pacing = UNHURRIED) -> Iterator[Batch]:
         for tile in tiles:
             if self._left <= 0:
                 return
@@ -176,6 +179,16 @@ def test_where_there_is_nothing_to_cut_no_cut_is_claimed() -> None:
     assert torch.equal(result, ANSWERS)
     assert exact.all()
     assert "nothing less promised it" in engine.seen.goal
+
+
+def test_what_is_asked_for_again_is_reused_once() -> None:
+    engine, tiles = Known(ANSWERS), gathered([[0, 1, 2], [8, 9, 10]], FINE)
+    reusing = ReusingEngine(engine, FINE, reuse.Known(torch.arange(10), ANSWERS[:10]))
+    for _ in range(2):
+        places = torch.cat([batch.indices for batch in reusing.run(tiles, exact=True)])
+        assert places.tolist() == [0, 1, 2, 8, 9, 10]
+    assert engine.seen.reused == 5
+    assert engine.asked == [10, 10]
 
 
 @given(st.integers(0, 150))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -258,6 +259,16 @@ def test_options_may_be_numbers_of_numpy(pixels: NDArray[np.uint8]) -> None:
     options = {"keep": np.float32(0.9), "correct": np.int64(2), "seed": np.uint8(3)}
     heatmap = explain_occlusion(SmallNet(), pixels, patch=5, mode="approximate", input_shape=SHAPE, **options)
     assert heatmap.complete
+
+
+@pytest.mark.usefixtures("incremental")
+@pytest.mark.parametrize("options", ["keep => 0.9", "keep => 0.9, drilldown => 0.1, speedup => 3", "ssim => 0.95"])
+def test_what_is_exact_in_a_streamed_map_stays_so(options: str, con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    maps = list(con.sql(f"{FINE} MODE APPROXIMATE WITH ({options})", {"img": pixels}).stream())
+    assert len(maps) > 1
+    for earlier, later in itertools.pairwise(maps):
+        assert later.exact[earlier.exact].all()
+        assert torch.equal(later.logits[earlier.exact], earlier.logits[earlier.exact])
 
 
 @pytest.mark.usefixtures("incremental")
