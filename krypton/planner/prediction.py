@@ -28,6 +28,8 @@ _FIRST_WRITTEN = 8.0  # ... in memory that the system has to find and to clear
 _PREPARED = 24.0  # ... of weights laid out for a kernel
 _SCATTERED = 3  # times as many tiles hold positions that are refined as these positions alone would fill
 _INTERPOLATED, _PER_LOGIT = 5e-3, 1e-5  # milliseconds for a position that is not computed, and for each of its logits
+_METERED = 1.3  # times as long takes an occlusion whose changes are measured: operator by operator, each delta summed up
+_SETTLED = 1.6  # times as long as planning takes it to find cuts and the tiles for them, of all stages
 _FEW = 2.0  # an occlusion among n in a tile takes 1 + this / n times as long as among many: threads have little to share
 _PER_POSITION = ("inference", "tiles", "deltas", "cut", "head")
 
@@ -123,7 +125,7 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
         started += work.started
         multiply_adds += sum(cost.multiply_adds for cost in costs.values()) * work.count
         each = max(sum(costs[node].milliseconds for node in trunk) - starting / work.together, 0.0)
-        each *= (1 + _FEW / work.together) / (1 + _FEW / usual)
+        each *= (1 + _FEW / work.together) / (1 + _FEW / usual) * (_METERED if work.metered else 1.0)
         if tensor.keep < 1 and not work.exact:
             cut += each * work.count * usually_kept(tensor.keep)
         else:
@@ -150,20 +152,22 @@ def predict(plan: QueryPlan, profile: DeviceProfile, *, prepared: bool = False) 
         parts["precision"] = USUAL_TRIALS * _trial((deltas + cut + head) / count, starting, tensor, tiles)
     if tensor.keep < 1:
         parts["cut"] = cut
-        parts["planning"] = sum(report.milliseconds for report in plan.trace if report.name == "position_tiles")
+        parts["planning"] = _SETTLED * sum(report.milliseconds for report in plan.trace if report.name == "position_tiles")
     measuring = parts.get("precision", 0.0) + (singly + parts["planning"] if tensor.keep < 1 else 0.0)
     return Prediction(count, multiply_adds + inference.multiply_adds, parts, memory + weights, measuring / 1e3)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What some stage computes: `count` positions in `started` tiles like these, perhaps exactly; `alone`: each in its own."""
+    """What some stage computes: `count` positions in `started` tiles like these, perhaps exactly; `alone`: each in its own;
+    `metered`: and changes are measured."""
 
     tiles: Sequence[OcclusionTile]
     count: int
     started: int
     exact: bool = False
     alone: bool = False
+    metered: bool = False
 
     @property
     def together(self) -> float:
@@ -182,7 +186,7 @@ def _works(plan: QueryPlan, tensor: TensorPlan) -> Iterator[_Work]:
         match stage.kind:
             case "measure" | "hold_out":
                 alone = [tile_around(tile.indices[:1], boxes) for tile in sample(every, _TILES)]
-                yield _Work(alone, stage.count, stage.count, exact=True, alone=True)
+                yield _Work(alone, stage.count, stage.count, exact=True, alone=True, metered=stage.kind == "measure")
             case "coarse" | "correct":
                 tiles = stage.tiling.tiles(occlusions, (stage.rows, stage.columns))
                 yield _Work(tiles, stage.count, len(tiles), exact=stage.kind == "correct")
