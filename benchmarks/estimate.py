@@ -230,6 +230,14 @@ def summarise(rows: Sequence[dict[str, Any]], which: str) -> dict[str, Any]:
     }
 
 
+def repeated(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How far each run of a query is from the mean of its other runs: what the machine alone makes of any estimate."""
+    runs = [row["actual"]["runs"] for row in rows]
+    errors = [abs(one / statistics.mean(of[:place] + of[place + 1 :]) - 1) for of in runs for place, one in enumerate(of)]
+    found = {"median": statistics.median(errors), "90th percentile": float(np.quantile(errors, 0.9))}
+    return {"queries": len(errors), **found, "within": None, "memory": None, "memory_range": None}
+
+
 def summaries(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By what was known, then by mode and model."""
     later = [row for row in rows if not row["first_model"]]
@@ -244,7 +252,9 @@ def summaries(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             groups.append((f"known model: {value}", [row for row in rows if row[key] == value], "known"))
             if key == "model" and any(row["model"] == value for row in later):
                 groups.append((f"unseen model: {value}", [row for row in later if row[key] == value], "unseen"))
-    return {name: summarise(some, which) for name, some, which in groups if some}
+    found = {name: summarise(some, which) for name, some, which in groups if some}
+    several = all(len(row["actual"]["runs"]) > 1 for row in rows)
+    return found | ({"a run against the other runs of the same query": repeated(rows)} if several else {})
 
 
 def table(found: dict[str, dict[str, Any]]) -> Plain:
@@ -254,7 +264,7 @@ def table(found: dict[str, dict[str, Any]]) -> Plain:
         memory = summary["memory_range"]
         rows.append([
             name, str(summary["queries"]), f"{summary['median']:.1%}", f"{summary['90th percentile']:.1%}",
-            f"{summary['within']:.0%}",
+            "–" if summary["within"] is None else f"{summary['within']:.0%}",
             "–" if memory is None else f"{summary['memory']:.2f} ({memory[0]:.2f} to {memory[1]:.2f})",
         ])  # fmt: skip
     wanted = ", ".join(f"{name} ≤ {limit:.0%}" for name, limit in WANTED.items())

@@ -92,11 +92,10 @@ class Query:
         self._allowance = self._allowed()
         with closing(self._steps(0, reuse=False)) as steps:  # all of it is to be seen
             *_, answer = steps
-        plan, goal, cut = self.plan(), answer.execution.goal, answer.execution.settled
+        plan, cut = self.plan(), answer.execution.settled
         if cut is not None and plan.tensor is not None and plan.tensor.keep < 1:
             plan = as_cut(plan, cut, self.bound.settings, self._profiles.of(plan.device))
-        if goal:
-            plan = replace(plan, notes=(*plan.notes, goal))
+        plan = replace(plan, notes=(*plan.notes, *self._outcome(answer)))
         # times are shown per position, and a deadline may have left some out
         more = plan.computed / max(answer.computed, 1) if self._allowed() else 1.0
         actual = {node: milliseconds * more for node, milliseconds in answer.execution.actual.items()}
@@ -161,6 +160,15 @@ class Query:
 
     def __repr__(self) -> str:
         return f"Query({self.bound.statement}) – .run() answers it, .explain() shows its plan"
+
+    def _outcome(self, answer: Answer) -> Iterator[str]:
+        """What an analysed run of an approximate plan came to: its goal, how far its time went, and the quality of the map."""
+        if answer.execution.goal:
+            yield answer.execution.goal
+        if self._allowed():
+            yield f"{answer.computed:,} of {answer.total:,} positions were computed within {self._allowed():g} s"
+        if (quality := answer.heatmap().quality) is not None:
+            yield str(quality)
 
     def _run_image(self, index: int, destination: Destination, report: Report) -> list[Heatmap]:
         answer: Answer | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -163,12 +163,20 @@ def test_drawn_queries_have_the_positions_that_were_asked_for(mode: str) -> None
             assert fewest <= grid.count == asked.positions <= most
 
 
-def judged(known: float, unseen: float, actual: float, *, first: bool = False, memory: int | None = 100) -> dict[str, Any]:
+def judged(
+    known: float,
+    unseen: float,
+    actual: float,
+    *,
+    first: bool = False,
+    memory: int | None = 100,
+    runs: Sequence[float] = (),
+) -> dict[str, Any]:
     estimates = {
         name: {"seconds": seconds, "low": 0.9 * seconds, "high": 1.1 * seconds, "memory_bytes": 50}
         for name, seconds in (("known", known), ("unseen", unseen))
     }
-    actuals = {"seconds": actual, "memory_bytes": memory}
+    actuals = {"seconds": actual, "memory_bytes": memory, "runs": list(runs) or [actual]}
     return estimates | {"model": "a" if first else "b", "mode": "exact", "actual": actuals, "first_model": first}
 
 
@@ -184,6 +192,16 @@ def test_errors_of_estimates_are_relative_to_what_happened() -> None:
     assert found["known model: a"]["queries"] == 1
     assert "unseen model: a" not in found
     assert "5.0%" in tables.markdown(estimate.table(found))
+
+
+def test_a_query_that_runs_several_times_says_what_the_machine_makes_of_estimates() -> None:
+    rows = [judged(1.0, 1.0, 1.0, runs=[2.0, 1.0, 3.0]), judged(1.0, 1.0, 1.0, runs=[1.0, 1.0, 1.0])]
+    again = estimate.summaries(rows)["a run against the other runs of the same query"]
+    assert again["queries"] == 6
+    assert again["median"] == pytest.approx(0)
+    assert again["90th percentile"] == pytest.approx(0.8)  # of 0, 0, 0, 0, 0.6 and 1
+    assert "80.0%" in tables.markdown(estimate.table(estimate.summaries(rows)))
+    assert "a run against" not in str(estimate.summaries([judged(1.0, 1.0, 1.0)]))
 
 
 def picture(setting: str, number: int, ssims: dict[str, float], accuracy: float = 0.9, reach: float = 0.5) -> dict[str, Any]:

@@ -32,6 +32,12 @@ def is_enough(said: float, goal: float) -> bool:
     return said >= goal + MARGIN * (1 - goal)
 
 
+def reached_by_the_exact_map(goal: float, *, flat: bool) -> str:
+    """What becomes of a goal that nothing but all positions reached; `flat`: maps that were looked at had no SSIM."""
+    because = "the map is too flat for SSIM to tell less from it" if flat else "nothing less promised it"
+    return f"SSIM {goal:g} is reached by the exact map; {because}"
+
+
 def run_goal(
     plan: QueryPlan,
     engine: Engine,
@@ -71,7 +77,7 @@ class GoalRun(StageRun):
         self.goal, self.promise, self.keeps = plan.approximation.ssim, promise, keeps
         self.reused = set() if reused is None else {*reused.tolist()}
         self.held, self.truth = torch.zeros(0, dtype=torch.long), self.logits[:0]
-        self.reached = False
+        self.reached, self.flat = False, False
 
     def stage(self, number: int) -> Iterator[Batch]:
         """The batches of one stage of the plan, none when the goal is reached without it."""
@@ -145,7 +151,7 @@ class GoalRun(StageRun):
             return
         self.plan = uncut
         yield from self._exactly(stage, rest)
-        self.engine.seen.goal = f"SSIM {self.goal:g} is reached by the exact map; nothing less promised it"
+        self.engine.seen.goal = reached_by_the_exact_map(self.goal, flat=self.flat)
 
     def _measured(self, chosen: Sequence[int]) -> bool:
         """Whether the engine has seen where the changes of some positions are; not where it was cancelled."""
@@ -183,7 +189,7 @@ class GoalRun(StageRun):
         logits[places], exact = truth[places], exact.clone()
         exact[places] = True
         said = self.promise(logits, exact, places, thought)
-        self.reached = said is not None and is_enough(said, self.goal)
+        self.reached, self.flat = said is not None and is_enough(said, self.goal), said is None
         return said
 
     def _say(self, said: float | None, what: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from krypton.errors import ExecutionError
 from krypton.executor.engine import Batch, Engine
-from krypton.executor.goals import Promise, is_enough
+from krypton.executor.goals import Promise, is_enough, reached_by_the_exact_map
 from krypton.executor.interpolation import interpolated
 from krypton.executor.pacing import Clock
 from krypton.executor.precision import Scores
@@ -305,8 +305,11 @@ class _Within:
     def _missed(self) -> str:
         """What became of the goal when time was up."""
         if bool((self.exact | self.held).all()):
-            return f"SSIM {self._goal():g} is reached by the exact map; nothing less promised it"
-        thought = "unknown" if self.said is None else f"about {self.said:.3f} when last looked at"
+            return reached_by_the_exact_map(self._goal(), flat=self.looked_at > 0 and self.said is None)
+        if self.said is None:
+            thought = "the map is too flat for that" if self.looked_at else "not looked at"
+        else:
+            thought = f"about {self.said:.3f} when last looked at"
         return f"SSIM {self._goal():g} was not promised within {self.clock.seconds:g} s{self._its_part()}: {thought}"
 
     def _its_part(self) -> str:

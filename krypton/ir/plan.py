@@ -181,11 +181,13 @@ class QueryPlan:
 
     @property
     def computed(self) -> int:
-        """How many positions the model is asked about; those that were measured are on some level, too."""
+        """How many positions the model is asked about. With a deadline or a goal those that were measured are on some level or
+        rung, too."""
         if not self.stages:
             return self.occlusions.count
-        leveled = self.stages[-1].kind == "level"
-        return sum(stage.computed for stage in self.asking if not (leveled and stage.kind == "measure"))
+        goal = self.approximation is not None and self.approximation.ssim is not None
+        again = goal or self.stages[-1].kind == "level"
+        return sum(stage.computed for stage in self.asking if not (again and stage.kind == "measure"))
 
     @property
     def asking(self) -> tuple[Stage, ...]:

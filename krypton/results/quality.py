@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from krypton.errors import BindError
-from krypton.results import pictures
 from krypton.results.heatmap import Heatmap
+from krypton.results.pictures import Scale, colourise, scale_of
 from krypton.results.scores import score
 
 # Below this range of exact drops there is nothing to see, and SSIM would compare noise.
@@ -22,6 +22,7 @@ MIN_EXACT_RANGE = 0.02
 # What errors are measured in: the map's slope round about, in so many positions (at a peak itself there is none), plus these
 # parts of its drop and of its range.
 AROUND, DROP, FLAT = 1.0, 0.1, 1e-3
+FEW = 8  # held out positions; what fewer say is said to be of only so many
 NEAREST, DRAWS = 4, 6  # held out positions that an error may be like, and how often errors are drawn
 
 
@@ -62,7 +63,8 @@ def compare(approximate: Heatmap, exact: Heatmap) -> Quality:
     exact_range = float(np.ptp(exact.drop()))
     rmse = float(np.sqrt(np.mean((approximate_drop - exact_drop).astype(np.float64) ** 2)))
     return Quality(
-        ssim=_ssim(approximate, exact) if exact_range >= MIN_EXACT_RANGE else None,
+        # one scale for both, or a shift of all scores would go unseen
+        ssim=None if _without_ssim(exact, exact_range) else _similarity(approximate.heatmap, exact.heatmap, scale_of(exact)),
         relative_rmse=rmse / exact_range if exact_range else (0.0 if rmse == 0 else float("inf")),
         spearman=_spearman(approximate_drop, exact_drop),
         top10_overlap=_top_overlap(approximate_drop, exact_drop),
@@ -78,20 +80,23 @@ class MeasuredQuality:
     - positions: on how many positions, held out and then computed exactly, it was measured; 0 when there are none
     - ssim: an estimate of `Quality.ssim`; None where that is, and without held out positions
     - relative_rmse: an estimate of `Quality.relative_rmse`; None without held out positions and for flat maps
+    - without_ssim: why there is no SSIM although positions were held out; empty where there is
     """
 
     approximations: tuple[str, ...]
     positions: int
     ssim: float | None
     relative_rmse: float | None
+    without_ssim: str = ""
 
     def __str__(self) -> str:
         text = f"approximate ({', '.join(self.approximations)})"
         if not self.positions:
             return f"{text}, of unmeasured quality"
-        found = "" if self.ssim is None else f"SSIM about {self.ssim:.2f}, "
+        found = f"no SSIM ({self.without_ssim})" if self.ssim is None else f"SSIM about {self.ssim:.2f}"
         error = "" if self.relative_rmse is None else f"RMSE about {self.relative_rmse:.1%} of the range, "
-        return f"{text}: {found}{error}measured on {self.positions} positions"
+        few = "only " if self.positions < FEW else ""
+        return f"{text}: {found}, {error}measured on {few}{self.positions} position{'s' if self.positions > 1 else ''}"
 
 
 def measured(heatmap: Heatmap) -> MeasuredQuality:
@@ -109,15 +114,25 @@ def measured(heatmap: Heatmap) -> MeasuredQuality:
     simulated = [np.where(known & ~heatmap.exact.numpy(), field, 0) for field in _simulated(heatmap, places, errors)]
     exact_range = float(np.ptp(found[known]))
     rmse = float(np.sqrt(np.mean([np.mean(field[known] ** 2) for field in simulated])))
-    visible = heatmap.masks is None and min(found.shape) >= 3 and exact_range >= MIN_EXACT_RANGE
-    scale = pictures.scale_of(heatmap)
-    similarities = [_similarity(found, (found + field).astype(np.float32), scale) for field in simulated if visible]
+    invisible = _without_ssim(heatmap, exact_range)
+    scale = scale_of(heatmap)
+    similarities = [_similarity(found, (found + field).astype(np.float32), scale) for field in simulated if not invisible]
     return MeasuredQuality(
         names,
         len(errors),
-        float(np.mean(similarities)) if visible else None,
+        None if invisible else float(np.mean(similarities)),
         rmse / exact_range if exact_range else None,
+        invisible,
     )
+
+
+def _without_ssim(heatmap: Heatmap, exact_range: float) -> str:
+    """Why a map has no SSIM, if it has none."""
+    if heatmap.masks is not None:
+        return "masks have no grid"
+    if min(heatmap.known.shape) < 3:
+        return "the grid is under 3x3"
+    return f"the map is flat: its range is under {MIN_EXACT_RANGE:g}" if exact_range < MIN_EXACT_RANGE else ""
 
 
 def _simulated(heatmap: Heatmap, places: NDArray[np.int64], errors: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:
@@ -144,20 +159,13 @@ def _simulated(heatmap: Heatmap, places: NDArray[np.int64], errors: NDArray[np.f
         yield relative[drawn] * unit
 
 
-def _ssim(approximate: Heatmap, exact: Heatmap) -> float | None:
-    if exact.masks is not None or min(exact.known.shape) < 3:
-        return None
-    # one scale for both, or a shift of all scores would go unseen
-    return _similarity(approximate.heatmap, exact.heatmap, pictures.scale_of(exact))
-
-
-def _similarity(approximate: NDArray[np.float32], exact: NDArray[np.float32], scale: pictures.Scale) -> float:
+def _similarity(approximate: NDArray[np.float32], exact: NDArray[np.float32], scale: Scale) -> float:
     from skimage.metrics import structural_similarity
 
     return float(
         structural_similarity(  # type: ignore[no-untyped-call]
-            pictures.colourise(approximate, scale),
-            pictures.colourise(exact, scale),
+            colourise(approximate, scale),
+            colourise(exact, scale),
             data_range=255,
             channel_axis=2,
             win_size=7 if min(exact.shape) >= 7 else 3,

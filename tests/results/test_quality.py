@@ -175,6 +175,27 @@ def test_masks_are_measured_without_ssim(make_heatmap: Make, overlapping_masks: 
     quality = make_heatmap(masks=overlapping_masks, exact=exact, held_out=held_out, **said).quality
     assert quality.ssim is None
     assert 0 < quality.relative_rmse < 10
+    assert str(quality).startswith("approximate (tau 0.5): no SSIM (masks have no grid), RMSE about ")
+    assert str(quality).endswith("measured on only 2 positions")
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [
+        (torch.linspace(0, 0.019, 64).view(8, 8), "the map is flat: its range is under 0.02"),
+        (torch.linspace(0, 1, 16).view(2, 8), "the grid is under 3x3"),
+        (torch.linspace(0, 1, 64).view(8, 8), ""),
+    ],
+)
+def test_a_map_without_ssim_says_why(scores: torch.Tensor, why: str, make_heatmap: Make) -> None:
+    whole = logits_map(make_heatmap, scores)
+    held_out = HeldOut(torch.arange(8), whole.logits.view(-1, whole.logits.shape[-1])[:8])
+    exact = (torch.arange(whole.known.numel()) < 8).view(whole.known.shape)
+    quality = replace(whole, held_out=held_out, exact=exact, info={"approximations": ["keep 0.9"]}).quality
+    assert quality.without_ssim == why
+    assert (quality.ssim is None) == bool(why)
+    assert (f"no SSIM ({why}), " in str(quality)) == bool(why)
+    assert str(quality).endswith("measured on 8 positions")
 
 
 def test_an_error_at_a_peak_is_not_taken_for_a_large_one(make_heatmap: Make) -> None:

@@ -90,7 +90,9 @@ def test_an_approximate_map_knows_what_it_is(con: krypton.Connection, pixels: ND
     assert quality.positions == len(heatmap.held_out.indices) > 20
     assert quality.relative_rmse == pytest.approx(truth.relative_rmse, rel=0.5)
     assert (quality.ssim, truth.ssim) == (None, None)  # the map is too flat
-    assert "approximate (drilldown 0.1, speedup 3): RMSE about" in repr(heatmap)
+    assert "approximate (drilldown 0.1, speedup 3): no SSIM (the map is flat: its range is under 0.02), RMSE about" in repr(
+        heatmap
+    )
     assert f"measured on {quality.positions} positions" in summary(heatmap)
 
 

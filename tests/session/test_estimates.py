@@ -36,7 +36,9 @@ def finished(connection: krypton.Connection) -> int:
     return len(connection.profiles.finished("cpu"))
 
 
-@pytest.mark.parametrize("clauses", ["", "MODE NAIVE", "WITH (tolerance => 0.1)", "IN REGION (0, 0, 10, 10)"])
+@pytest.mark.parametrize(
+    "clauses", ["", "MODE NAIVE", "WITH (tolerance => 0.1)", "MODE APPROXIMATE WITH (ssim => 0.9)", "IN REGION (0, 0, 10, 10)"]
+)
 def test_every_mode_is_estimated_and_nothing_is_run(clauses: str, fresh: krypton.Connection) -> None:
     found = estimated(fresh, clauses)
     assert found.positions == (16 if "REGION" in clauses else 99)

@@ -78,6 +78,18 @@ def test_analyze_shows_measured_times(query: Query, con: krypton.Connection, pix
     assert "measured" in text
 
 
+def test_analyze_says_what_an_approximate_run_came_to(con: krypton.Connection, pixels: NDArray[np.uint8]) -> None:
+    within = str(con.sql(f"EXPLAIN ANALYZE PLAN FOR {SMALL} WITHIN 60 SECONDS", {"img": pixels}))
+    assert "note: 20 of 20 positions were computed within 60 s" in within
+    con.sql("SET krypton.disabled_rules = 'full_when_cheaper'")
+    cut = str(con.sql(f"EXPLAIN ANALYZE PLAN FOR {SMALL} MODE APPROXIMATE WITH (tau => 0.5)", {"img": pixels}))
+    assert "note: approximate (tau 0.5): " in cut
+    assert "measured on " in cut
+    assert "computed within" not in cut
+    exact = str(con.sql(f"EXPLAIN ANALYZE PLAN FOR {SMALL}", {"img": pixels}))
+    assert "note: approximate" not in exact
+
+
 def test_an_unknown_format_is_refused(query: Query) -> None:
     with pytest.raises(krypton.BindError, match='Did you mean "json"'):
         query.explain(format="jsn")

@@ -272,6 +272,13 @@ def test_a_goal_that_only_all_positions_promise_gives_the_exact_map(steep: krypt
     assert run(steep, f"{GOAL} WITHIN 60 SECONDS WITH (ssim => 1)", img=noise).exact.all()
 
 
+def test_a_flat_map_is_said_to_have_no_goal_to_reach(con: krypton.Connection) -> None:
+    even = np.full((20, 24, 3), 128, dtype=np.uint8)  # as the fill is
+    heatmap = run(con, f"{GOAL} MODE APPROXIMATE WITH (ssim => 0.9)", img=even)
+    assert heatmap.exact.all()
+    assert heatmap.info["goal"].endswith("by the exact map; the map is too flat for SSIM to tell less from it")
+
+
 def test_plans_show_the_goal_beside_the_deadline(steep: krypton.Connection) -> None:
     text = steep.sql(f"{GOAL} WITHIN 3 SECONDS WITH (ssim => 0.9)", {"img": pictures(1)[0]}).explain()
     assert "within 3 s: stages as far as there is time, or until SSIM 0.9 is promised; the rest is interpolated" in text
