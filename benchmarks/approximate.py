@@ -237,15 +237,24 @@ def saved(path: Path, machine: dict[str, object]) -> list[dict[str, Any]]:
 
 
 def merged(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows with one more; maps that it does not have are kept from the row of the same setting and picture."""
+    """The rows with one more; maps and times that it does not have are kept from the row of the same setting and picture."""
     key = row["setting"], row["picture"]
     before = [old for old in rows if (old["setting"], old["picture"]) == key]
     if before:
         seconds = row["seconds"] or before[0]["seconds"]
-        row = row | {"seconds": seconds, "maps": before[0]["maps"] | row["maps"]}
+        maps = before[0]["maps"]
+        row = row | {"seconds": seconds, "maps": maps | {name: _timed(new, maps.get(name)) for name, new in row["maps"].items()}}
     order = [DEMO, *map(str, NINE), *gated.SETTINGS]
     others = [old for old in rows if (old["setting"], old["picture"]) != key]
     return sorted([*others, row], key=lambda one: (order.index(one["setting"]), one["picture"]))
+
+
+def _timed(new: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
+    """A map with the times of an earlier run of it, and that run's commit, where it has none of its own."""
+    if old is None or new["seconds"] is not None or old["seconds"] is None:
+        return new
+    times = {name: old[name] for name in ("seconds", "naive", "exact")}
+    return new | times | {"timed": old.get("timed", old["commit"])}
 
 
 def save(path: Path, machine: dict[str, object], rows: list[dict[str, Any]]) -> None:

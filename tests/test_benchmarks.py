@@ -271,6 +271,18 @@ def test_maps_of_a_picture_are_replaced_one_by_one() -> None:
     assert {clause: found["ssim"] for clause, found in rows[1]["maps"].items()} == {"tau => 0.8": 0.5, "keep => 0.99": 0.9}
 
 
+def test_a_map_without_times_keeps_those_of_the_one_that_it_replaces() -> None:
+    old, new = (picture("resnet18/xray", 0, {"keep => 0.99": ssim}) for ssim in (0.5, 0.9))
+    old["maps"]["keep => 0.99"]["commit"], new["maps"]["keep => 0.99"]["commit"] = "older", "newer"
+    new["maps"]["keep => 0.99"] |= {"seconds": None, "naive": None, "exact": None}
+    (row,) = approximate.merged([old], new)
+    found = row["maps"]["keep => 0.99"]
+    assert (found["ssim"], found["seconds"], found["naive"], found["exact"]) == (0.9, 1.0, 4.0, 2.0)
+    assert (found["commit"], found["timed"]) == ("newer", "older")
+    (row,) = approximate.merged([row], old)
+    assert "timed" not in row["maps"]["keep => 0.99"]
+
+
 def test_pictures_and_findings_of_the_settings_belong_together() -> None:
     for name in settings.SETS:
         of = settings.SETS[name]
