@@ -243,7 +243,8 @@ def merged(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, An
     if before:
         seconds = row["seconds"] or before[0]["seconds"]
         maps = before[0]["maps"]
-        row = row | {"seconds": seconds, "maps": maps | {name: _timed(new, maps.get(name)) for name, new in row["maps"].items()}}
+        maps = maps | {name: _timed(new, maps.get(name)) for name, new in row["maps"].items()}
+        row = row | {"seconds": seconds, "maps": maps}
     order = [DEMO, *map(str, NINE), *gated.SETTINGS]
     others = [old for old in rows if (old["setting"], old["picture"]) != key]
     return sorted([*others, row], key=lambda one: (order.index(one["setting"]), one["picture"]))
