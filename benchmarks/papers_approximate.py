@@ -45,7 +45,7 @@ from krypton.results import compare, tuning_pictures
 TAUS = (1.0, 0.8, 0.6, 0.4)
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 PICTURED = {"retina": 0, "xray": 3, "natural": 0}
-"""Which pictures Figure 10 shows: the first ones that no model has a flat map of, which has no SSIM."""
+"""Which pictures Figure 10 shows: none that a model has a flat map of, which has no SSIM."""
 
 COARSE = 16
 """S1 of Figure 14; S2 is 4, as in all of them."""
