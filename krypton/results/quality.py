@@ -22,7 +22,8 @@ MIN_EXACT_RANGE = 0.02
 # What errors are measured in: the map's slope round about, in so many positions (at a peak itself there is none), plus these
 # parts of its drop and of its range.
 AROUND, DROP, FLAT = 1.0, 0.1, 1e-3
-NEAREST, DRAWS = 8, 6  # held out positions that an error may be like, and how often errors are drawn
+FEW = 8  # held out positions; what fewer say is said to be of only so many
+NEAREST, DRAWS = 4, 6  # held out positions that an error may be like, and how often errors are drawn
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class MeasuredQuality:
             return f"{text}, of unmeasured quality"
         found = f"no SSIM ({self.without_ssim})" if self.ssim is None else f"SSIM about {self.ssim:.2f}"
         error = "" if self.relative_rmse is None else f"RMSE about {self.relative_rmse:.1%} of the range, "
-        few = "only " if self.positions < NEAREST else ""
+        few = "only " if self.positions < FEW else ""
         return f"{text}: {found}, {error}measured on {few}{self.positions} position{'s' if self.positions > 1 else ''}"
 
 
