@@ -114,7 +114,8 @@ def _median_times(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def _clauses(rows: Iterable[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row["maps"]))
+    """As they come; what no clause gives is last."""
+    return sorted(dict.fromkeys(name for row in rows for name in row["maps"]), key=lambda name: (";" in name, name == FLAT))
 
 
 def _line(name: str, of: list[dict[str, Any]]) -> tuple[str, ...]:
