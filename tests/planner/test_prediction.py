@@ -46,6 +46,17 @@ def test_what_an_energy_cut_leaves_is_a_part_of_its_own() -> None:
     assert 0 < parts["deltas"] < exact["deltas"], "of the positions that are measured"
 
 
+def test_an_occlusion_takes_longer_where_its_changes_are_measured() -> None:
+    settings = settings_of({"disabled_rules": "full_when_cheaper"})
+    asked = Approximation(keep=0.99, quality_share=0.1)
+    cut = plan_query(captured_model("residual"), MANY, mode="approximate", approximation=asked, settings=settings)
+    measured, every, held_out = cut.stages
+    assert (measured.kind, held_out.kind) == ("measure", "hold_out")
+    twice = replace(cut, stages=(held_out, every, held_out))  # then both are asked about
+    alone = predict(twice, PROFILE).milliseconds["deltas"] / 2
+    assert predict(cut, PROFILE).milliseconds["deltas"] > 1.1 * alone
+
+
 def test_interpolation_is_paid_when_looking_where_to_refine_and_in_the_end() -> None:
     settings = settings_of({"disabled_rules": "full_when_cheaper"})
     asked = Approximation(drilldown=0.1, speedup=3.0, quality_share=0.0)
