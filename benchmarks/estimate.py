@@ -231,9 +231,23 @@ def summarise(rows: Sequence[dict[str, Any]], which: str) -> dict[str, Any]:
 
 
 def repeated(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """How far each run of a query is from the mean of its other runs: what the machine alone makes of any estimate."""
+    """How far each run of a query is from the mean of its other runs."""
     runs = [row["actual"]["runs"] for row in rows]
     errors = [abs(one / statistics.mean(of[:place] + of[place + 1 :]) - 1) for of in runs for place, one in enumerate(of)]
+    return _errors(errors)
+
+
+def perfect(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """How far an estimate that is right on average would be from the median of as many runs as were made: by the spread of
+    the runs of each query, as logarithms, drawn again. No estimate can be better; how much worse one is, is its own fault."""
+    of = np.log([row["actual"]["runs"] for row in rows])
+    count = of.shape[1]
+    residuals = ((of - of.mean(1, keepdims=True)) * np.sqrt(count / (count - 1))).ravel()
+    medians = np.median(np.random.default_rng(0).choice(residuals, (100_000, count)), axis=1)
+    return _errors(np.abs(np.exp(-medians) - 1).tolist()) | {"queries": len(rows)}
+
+
+def _errors(errors: Sequence[float]) -> dict[str, Any]:
     found = {"median": statistics.median(errors), "90th percentile": float(np.quantile(errors, 0.9))}
     return {"queries": len(errors), **found, "within": None, "memory": None, "memory_range": None}
 
@@ -254,7 +268,9 @@ def summaries(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 groups.append((f"unseen model: {value}", [row for row in later if row[key] == value], "unseen"))
     found = {name: summarise(some, which) for name, some, which in groups if some}
     several = all(len(row["actual"]["runs"]) > 1 for row in rows)
-    return found | ({"a run against the other runs of the same query": repeated(rows)} if several else {})
+    if several:
+        found |= {"a run against the other runs of the same query": repeated(rows), "a perfect estimate": perfect(rows)}
+    return found
 
 
 def table(found: dict[str, dict[str, Any]]) -> Plain:

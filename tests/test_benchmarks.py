@@ -202,6 +202,10 @@ def test_a_query_that_runs_several_times_says_what_the_machine_makes_of_estimate
     assert again["90th percentile"] == pytest.approx(0.8)  # of 0, 0, 0, 0, 0.6 and 1
     assert "80.0%" in tables.markdown(estimate.table(estimate.summaries(rows)))
     assert "a run against" not in str(estimate.summaries([judged(1.0, 1.0, 1.0)]))
+    steady = [judged(1.0, 1.0, 1.0, runs=[1.0, 1.0, 1.0])]
+    assert estimate.summaries(steady)["a perfect estimate"]["90th percentile"] == pytest.approx(0)
+    # medians of three vary less than one run does
+    assert 0 < estimate.summaries(rows)["a perfect estimate"]["90th percentile"] < again["90th percentile"]
 
 
 def picture(setting: str, number: int, ssims: dict[str, float], accuracy: float = 0.9, reach: float = 0.5) -> dict[str, Any]:

@@ -305,7 +305,7 @@ class _Within:
     def _missed(self) -> str:
         """What became of the goal when time was up."""
         if bool((self.exact | self.held).all()):
-            return reached_by_the_exact_map(self._goal(), flat=self.looked_at > 0 and self.said is None)
+            return reached_by_the_exact_map(self._goal(), looked=self.looked_at > 0, flat=self.said is None)
         if self.said is None:
             thought = "the map is too flat for that" if self.looked_at else "not looked at"
         else:

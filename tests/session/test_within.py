@@ -277,6 +277,8 @@ def test_a_flat_map_is_said_to_have_no_goal_to_reach(con: krypton.Connection) ->
     heatmap = run(con, f"{GOAL} MODE APPROXIMATE WITH (ssim => 0.9)", img=even)
     assert heatmap.exact.all()
     assert heatmap.info["goal"].endswith("by the exact map; the map is too flat for SSIM to tell less from it")
+    within = run(con, f"{GOAL} WITHIN 60 SECONDS WITH (ssim => 0.9)", img=even)
+    assert within.info["goal"] == "SSIM 0.9 is reached by the exact map; there was time for it"
 
 
 def test_plans_show_the_goal_beside_the_deadline(steep: krypton.Connection) -> None:
